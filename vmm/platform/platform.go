@@ -1,0 +1,125 @@
+// Package platform says what a device model may ask of the machine that it sits in, and what
+// the machine asks of a device. Devices depend on this package, never on the machine or on KVM,
+// so that each can be tested and fuzzed alone.
+package platform
+
+import (
+	"sync"
+
+	"github.com/pollux-ha/pollux/vmm/bus"
+	"github.com/pollux-ha/pollux/vmm/memory"
+)
+
+// The machine's fixed addresses, all guest-physical. RAM ends below memory.LowLimit and goes on
+// at memory.HighBase.
+const (
+	PCIWindowBase = 0xC000_0000 // BARs live in [PCIWindowBase, PCIWindowEnd)
+	PCIWindowEnd  = 0xE000_0000
+	ECAMBase      = 0xE000_0000 // PCI Express configuration space, 256 buses of 1 MiB
+	ECAMSize      = 0x1000_0000
+	IOAPICBase    = 0xFEC0_0000
+	LAPICBase     = 0xFEE0_0000
+	TSSBase       = 0xFFFB_D000 // KVM_SET_TSS_ADDR, three pages
+	IdentityMap   = 0xFFFB_C000 // KVM_SET_IDENTITY_MAP_ADDR, one page
+
+	PMBase     = 0x600 // ACPI PM1a event (4 bytes), then PM1a control at +4 (2 bytes), PM timer at +8 (4 bytes), GPE0 at +0x20
+	SerialBase = 0x3f8 // COM1, ISA IRQ 4
+	SCIIRQ     = 9
+	SerialIRQ  = 4
+)
+
+// Platform is the machine as a device sees it. All methods but Lock are called with the device
+// lock held, and every callback that a device registers is run with it held: one lock serializes
+// all device models, so that a checkpoint that holds it sees each of them at rest.
+type Platform interface {
+	// Lock is the device lock. A device's own goroutine (a disk worker) takes it before it touches
+	// device state, guest memory or a queue.
+	sync.Locker
+
+	RAM() *memory.RAM
+	Ports() *bus.Space
+	MMIO() *bus.Space
+
+	// Notify arranges for fn to run when the guest writes (any value, 2 or 4 bytes) to the MMIO
+	// address; the guest's vCPU does not wait for it (ioeventfd).
+	Notify(addr uint64, fn func()) (Registration, error)
+	// Poll runs fn when fd is readable, level-triggered, on the machine's I/O thread.
+	Poll(fd int, fn func()) (Registration, error)
+	// NewMSI makes an interrupt message source (irqfd), without a route yet.
+	NewMSI() (MSI, error)
+	// SetIRQ sets the level of an input of the IOAPIC / PIC pair (ISA IRQ or GSI number).
+	SetIRQ(gsi int, level bool)
+
+	// Output takes what leaves the guest.
+	Output() Output
+	// PowerEvent reports that the guest asked for power-off or a reset. It returns at once; the
+	// vCPUs stop at their next exit.
+	PowerEvent(PowerEvent)
+}
+
+// Output receives all that the outside world or the disk may see of the guest. Implementations
+// hold it (output commit), mirror it, or let it through. Called with the device lock held.
+type Output interface {
+	// Transmit takes a whole Ethernet frame that the guest sent on NIC number nic. It must copy
+	// the frame before it returns.
+	Transmit(nic int, frame []byte)
+	// Console takes bytes that the guest wrote to its console. It must copy them.
+	Console(p []byte)
+	// DiskWritten says that data was written at the byte offset of disk number disk, in the order
+	// in which the writes happened, before the guest can see the completion. The callee owns data.
+	DiskWritten(disk int, offset int64, data []byte)
+}
+
+// Registration can be taken back. Close is called with the device lock held and returns once
+// the callback can't run any more.
+type Registration interface{ Close() error }
+
+// MSI is a message-signalled interrupt.
+type MSI interface {
+	// Route sets the message. addr and data are what the guest wrote into the MSI-X table.
+	Route(addr uint64, data uint32) error
+	// Trigger sends it.
+	Trigger()
+	Close() error
+}
+
+// PowerEvent is what a guest asks of its platform.
+type PowerEvent int
+
+const (
+	PowerOff PowerEvent = iota + 1 // ACPI S5
+	Reset                          // i8042, ACPI reset register, port 0xcf9
+	Crashed                        // triple fault, or an exit that KVM can't go on from
+)
+
+func (e PowerEvent) String() string {
+	switch e {
+	case PowerOff:
+		return "power-off"
+	case Reset:
+		return "reset"
+	case Crashed:
+		return "crash"
+	}
+	return "unknown"
+}
+
+// Stateful is a part of the machine whose state belongs to a checkpoint.
+type Stateful interface {
+	// StateID names the part, unique in its machine and stable between versions ("virtio-net0").
+	StateID() string
+	// StateVersion is the version of the encoding that SaveState writes.
+	StateVersion() uint16
+	// SaveState appends the encoded state to b. It runs in the pause of a checkpoint, with the
+	// device lock held and all vCPUs stopped: it must not allocate much, block or fail.
+	SaveState(b []byte) []byte
+	// RestoreState takes what SaveState wrote in this or an older version. The bytes may come from
+	// a hostile or broken peer: bad ones are an error, never a panic. It runs with the device lock
+	// held and must be repeatable: a replica loads each checkpoint over the one before. It starts
+	// nothing: requests in flight are issued again by Activate.
+	RestoreState(version uint16, b []byte) error
+}
+
+// Activator is a part that has something to start once a restored machine is about to run: a disk
+// issues its requests in flight again. Called with the device lock held.
+type Activator interface{ Activate() error }
