@@ -1,0 +1,88 @@
+package vmm
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+
+	"go.uber.org/zap"
+
+	"github.com/pollux-ha/pollux/vmm/platform"
+)
+
+// Config says what machine to build. Both hosts of a pair build theirs from the same one.
+type Config struct {
+	MemoryBytes uint64
+	CPUs        int
+
+	// Kernel is an ELF image with a PVH entry note, or a bzImage. It is nil for a machine that
+	// will be restored.
+	Kernel  []byte
+	Initrd  []byte
+	Cmdline string
+
+	Disks []DiskConfig
+	Nets  []NetConfig
+
+	ConsoleIn io.Reader       // what is typed on the guest's console; may be nil
+	Output    platform.Output // where all that leaves the guest goes; nil drops it
+
+	// OnPause runs in every pause that RequestPause asked for, on the thread of the vCPU that
+	// stopped last, with the device lock held. True lets the guest go on at once, false makes it
+	// stay until Resume or Stop. Nil lets it go on.
+	OnPause func(*Pause) bool
+	// OnPower is told, on a goroutine of its own, that the guest asked for power-off or a reset,
+	// or died. The vCPUs stay stopped from then on. May be nil.
+	OnPower func(platform.PowerEvent)
+	// OnMemoryFault is told, on a goroutine of its own, of a page of guest RAM that can't be read.
+	// The vCPU that met it waits, still taking part in pauses, until Heal or Stop. Nil: such a
+	// fault is a crash of the guest.
+	OnMemoryFault func(MemoryFault)
+
+	Log *zap.Logger // nil logs nothing
+
+	// PinCPUs ties each vCPU's thread to a host CPU of its own, where there are enough.
+	PinCPUs bool
+
+	// CPUMask takes features away from the guest's CPUID, so that it can run on both hosts of an
+	// unequal pair. Nil shows it all that KVM supports.
+	CPUMask CPUMask
+}
+
+// BlockFile is what a disk is kept in.
+type BlockFile interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+	Size() int64 // in bytes
+}
+
+// DiskConfig is one disk of the guest.
+type DiskConfig struct {
+	File     BlockFile
+	ReadOnly bool
+}
+
+// NetConfig is one network interface of the guest.
+type NetConfig struct {
+	Tap *os.File // opened non-blocking, with IFF_NO_PI and without vnet_hdr
+	MAC net.HardwareAddr
+}
+
+// MemoryFault is a page of guest RAM that the hardware can't read any more.
+type MemoryFault struct {
+	Page int    // its page index
+	GPA  uint64 // guest-physical address of the access, as precisely as it is known
+	VCPU int    // the vCPU that met it and waits for Heal; -1: the VMM itself met it
+	// Optional faults were found by the kernel's scrubbing: nobody has used the data yet.
+	Optional bool
+}
+
+// Errors that callers tell apart.
+var (
+	ErrStopped     = errors.New("the machine has stopped")
+	ErrRunning     = errors.New("the machine is running")
+	ErrMemoryFault = errors.New("guest memory can't be read")
+	ErrState       = platform.ErrState
+)
