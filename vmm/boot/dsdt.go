@@ -1,0 +1,84 @@
+package boot
+
+import (
+	"fmt"
+
+	"github.com/pollux-ha/pollux/vmm/platform"
+)
+
+// sleepTypeOff is what the guest writes into PM1 control's SLP_TYP to power off.
+const sleepTypeOff = 5
+
+// dsdt is the definition block: what the machine has that can't be found by looking. PCI devices
+// interrupt by MSI-X only, so there is no _PRT; there is no keyboard controller to speak of, so none
+// is declared.
+func dsdt(cpus int) []byte {
+	return concat(
+		named(`\_S5`, packageOf(integer(sleepTypeOff), integer(sleepTypeOff), integer(0), integer(0))),
+		scope(`\_SB`, append(processors(cpus), hostBridge(), motherboard())...),
+	)
+}
+
+func processors(n int) [][]byte {
+	var ps [][]byte
+	for i := range n {
+		ps = append(ps, device(fmt.Sprintf("CP%02X", i),
+			named("_HID", text("ACPI0007")),
+			named("_UID", integer(uint32(i)))))
+	}
+	return ps
+}
+
+func hostBridge() []byte {
+	const pciConfig = 0xcf8
+	return device("PCI0",
+		named("_HID", eisaID("PNP0A08")),
+		named("_CID", eisaID("PNP0A03")),
+		named("_UID", integer(0)),
+		named("_SEG", integer(0)),
+		named("_BBN", integer(0)),
+		named("_CRS", resources(
+			wordSpace(spaceBus, 0, 0, 0xff),
+			ports(pciConfig, 8),
+			wordSpace(spaceIO, spaceEntireRange, 0, pciConfig-1),
+			wordSpace(spaceIO, spaceEntireRange, pciConfig+8, 0xffff),
+			dwordMemory(platform.PCIWindowBase, platform.PCIWindowEnd-1),
+		)),
+		osc(),
+		device("COM1",
+			named("_HID", eisaID("PNP0501")),
+			named("_UID", integer(1)),
+			named("_CRS", resources(ports(platform.SerialBase, 8), irq(platform.SerialIRQ)))),
+		device("RTC",
+			named("_HID", eisaID("PNP0B00")),
+			named("_CRS", resources(ports(0x70, 2), irq(8)))),
+	)
+}
+
+// osc answers what of PCI Express the operating system may control (PCI Firmware Specification 3.2,
+// 4.5): the capability structures, and nothing else, for there is no hot-plug slot and no root port.
+func osc() []byte {
+	const (
+		unrecognizedUUID = 1 << 2
+		pcieCapability   = 1 << 4
+	)
+	pciUUID := []byte{ // 33db4d5b-1ff7-401c-9657-7441c03dd766
+		0x5b, 0x4d, 0xdb, 0x33, 0xf7, 0x1f, 0x1c, 0x40, 0x96, 0x57, 0x74, 0x41, 0xc0, 0x3d, 0xd7, 0x66}
+	arg3 := []byte{amlArg3}
+	status, control := nameString("CDW1"), nameString("CDW3")
+	return method("_OSC", 4,
+		op(amlCreateDWordField, arg3, integer(0), status),
+		pkg([]byte{amlIf}, op(amlEqual, []byte{amlArg0}, buffer(pciUUID)),
+			op(amlCreateDWordField, arg3, integer(8), control),
+			op(amlAnd, control, integer(pcieCapability), control)),
+		pkg([]byte{amlElse}, op(amlOr, status, integer(unrecognizedUUID), status)),
+		op(amlReturn, arg3))
+}
+
+// motherboard reserves the PCI Express configuration space, which no BAR may take.
+func motherboard() []byte {
+	return device("MBRD",
+		named("_HID", eisaID("PNP0C02")),
+		named("_UID", integer(0)),
+		named("_CRS", resources(memory32(platform.ECAMBase, platform.ECAMSize))))
+}
