@@ -76,8 +76,8 @@ func unpack(c *cursor, buf *[]byte, limit int) ([]byte, error) {
 			*buf = make([]byte, n)
 		}
 		content, err := s2.Decode((*buf)[:n], body)
-		if err != nil || len(content) != int(n) {
-			return nil, fmt.Errorf("%w: S2 block: %v", ErrCorrupt, err)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 		return content, nil
 	}
