@@ -1,0 +1,209 @@
+package core
+
+import "github.com/pollux-ha/pollux/cluster/pact"
+
+// Conn numbers the incoming connections of a process; 0 is none.
+type Conn uint64
+
+// Event is what happens to the replica's side.
+type Event interface{ event() }
+
+type (
+	// Applied: the host's own Raft log has applied this assignment.
+	Applied struct{ Assignment pact.Assignment }
+
+	// Answered: a proposal has an outcome, or is known to have none yet (Unknown).
+	Answered struct {
+		ID      string
+		Unknown bool
+		Verdict pact.Verdict
+	}
+
+	// Again: the time to repeat questions without an answer (AskLater), or the daemon is back.
+	Again struct{}
+
+	// Opened: an authenticated peer said Hello on a new connection.
+	Opened struct {
+		Conn    Conn
+		Host    string // who the peer's certificate says it is
+		Term    pact.Term
+		Primary pact.Party
+		Replica pact.Party
+		Resume  bool
+	}
+
+	// Prepared: what Prepare asked for is durable, or failed (Err).
+	Prepared struct {
+		Conn Conn
+		Err  string
+	}
+
+	// Staged: an epoch is here, whole and verified, and the disk journal has reserved its space.
+	Staged struct {
+		Conn    Conn
+		Epoch   pact.Epoch
+		Term    pact.Term // in which the primary captured it
+		Syncing bool      // the image isn't complete with it
+		Final   bool      // the last one of a switchover
+	}
+
+	// Lost: the connection was closed or reset, or said something that nobody can verify.
+	Lost struct {
+		Conn Conn
+		Why  string
+	}
+
+	// Silent: the armed detector has heard nothing for the detection time.
+	Silent struct{}
+
+	// HeardTerm: an authenticated peer spoke of this term.
+	HeardTerm struct{ Term pact.Term }
+
+	// Gap: this process has not run for the detection time.
+	Gap struct{}
+
+	// Activated: what Activate or ColdStart asked for is done, the guest runs. (The marker of its
+	// term is durable.)
+	Activated struct{}
+
+	// Failed: it can't be done. The process has to end; the guest does not run here.
+	Failed struct{ Err string }
+)
+
+func (Applied) event()   {}
+func (Answered) event()  {}
+func (Again) event()     {}
+func (Opened) event()    {}
+func (Prepared) event()  {}
+func (Staged) event()    {}
+func (Lost) event()      {}
+func (Silent) event()    {}
+func (HeardTerm) event() {}
+func (Gap) event()       {}
+func (Activated) event() {}
+func (Failed) event()    {}
+
+// Action is what the driver has to do, in the order given.
+type Action interface{ action() }
+
+type (
+	// Prepare makes the disks ready to be overwritten, durably: old journal discarded, disks
+	// marked inconsistent. Answer: Prepared.
+	Prepare struct{ Conn Conn }
+
+	// Welcome accepts the stream. Last is the newest acknowledged epoch (0: none); a resumed
+	// stream goes on after it.
+	Welcome struct {
+		Conn Conn
+		Last pact.Epoch
+	}
+
+	// Refuse tells why, tells the higher term if there is one (Term != 0), and closes.
+	Refuse struct {
+		Conn Conn
+		Term pact.Term
+		Why  string
+	}
+
+	// Close ends a connection.
+	Close struct {
+		Conn Conn
+		Why  string
+	}
+
+	// Ack commits the epoch: acknowledge, then apply it to RAM and hand its writes to the journal.
+	Ack struct {
+		Conn  Conn
+		Epoch pact.Epoch
+	}
+
+	// Keep holds the staged epoch back, unacknowledged: an Ack or a Drop for it follows. Nothing
+	// more is read from the connection meanwhile.
+	Keep struct {
+		Conn  Conn
+		Epoch pact.Epoch
+	}
+
+	// Drop discards the staged epoch.
+	Drop struct {
+		Conn  Conn
+		Epoch pact.Epoch
+	}
+
+	// Propose asks for a Raft entry. Repetitions carry the same ID.
+	Propose struct{ Command pact.Command }
+
+	// AskLater: send Again after a while.
+	AskLater struct{}
+
+	// Arm starts the silence detector afresh. FirstContact: no stream is there yet, the new
+	// primary has to open one first.
+	Arm struct{ FirstContact bool }
+
+	// Disarm stops it.
+	Disarm struct{}
+
+	// ColdStart boots the guest from its disks. Answer: Activated or Failed.
+	ColdStart struct{ Assignment pact.Assignment }
+
+	// Activate makes the image run: journal durable and applied, marker (Assignment.Term, From)
+	// durable, state loaded, clock advanced, held frames re-sent, vCPUs started. Answer: Activated or Failed.
+	Activate struct {
+		Assignment pact.Assignment
+		From       pact.Epoch
+	}
+
+	// TakeReplica: this process was the primary until a switchover; its stopped machine is the
+	// image as of epoch Base.
+	TakeReplica struct {
+		Assignment pact.Assignment
+		Base       pact.Epoch
+	}
+
+	// Heard tells the primary's side that somebody spoke of a higher term: it stops.
+	Heard struct{ Term pact.Term }
+
+	// Outdated marks this host's disk copies outdated, durably, where they are marked current.
+	Outdated struct{ Term pact.Term }
+
+	// End stops everything that still runs, drops what is held, drains the disks and ends the process.
+	End struct {
+		How Ending
+		Why string
+	}
+
+	// Note is something for the event log and for people.
+	Note struct {
+		Kind string
+		Text string
+	}
+)
+
+func (Prepare) action()     {}
+func (Welcome) action()     {}
+func (Refuse) action()      {}
+func (Close) action()       {}
+func (Ack) action()         {}
+func (Keep) action()        {}
+func (Drop) action()        {}
+func (Propose) action()     {}
+func (AskLater) action()    {}
+func (Arm) action()         {}
+func (Disarm) action()      {}
+func (ColdStart) action()   {}
+func (Activate) action()    {}
+func (TakeReplica) action() {}
+func (Heard) action()       {}
+func (Outdated) action()    {}
+func (End) action()         {}
+func (Note) action()        {}
+
+// Ending says how a process ends; the driver turns it into an exit code.
+type Ending string
+
+const (
+	EndDone      Ending = "done"      // the guest was stopped
+	EndReplaced  Ending = "replaced"  // the guest runs elsewhere: be its next replica under a new incarnation
+	EndDiscarded Ending = "discarded" // the image can't be used for what comes next: start afresh
+	EndFailed    Ending = "failed"
+)

@@ -1,0 +1,222 @@
+package core
+
+import (
+	"fmt"
+
+	"github.com/pollux-ha/pollux/cluster/pact"
+)
+
+// applied takes an assignment from the own Raft log.
+func (c *Core) applied(a pact.Assignment) []Action {
+	if a.Guest != c.guest || c.have && a.Term < c.a.Term {
+		return nil // a daemon that replays its log
+	}
+	raised := !c.have || a.Term > c.a.Term
+	c.a, c.have = a, true
+	c.heard = max(c.heard, a.Term)
+
+	var out []Action
+	if raised {
+		c.img.final = false
+		if c.ask != nil && c.ask.Term < a.Term {
+			c.ask = nil // settled, one way or the other
+		}
+		if c.mark != nil && c.mark.Term < a.Term {
+			c.mark = nil
+		}
+	}
+	if h := a.CurrentDisk.Host; h != "" && h != c.self.Host && a.Primary.Host != c.self.Host {
+		out = append(out, Outdated{Term: a.CurrentDisk.Term})
+	}
+	if c.mark != nil && a.CurrentDisk == (pact.DiskCopy{Host: c.self.Host, Term: c.mark.Term}) {
+		c.mark = nil
+	}
+	switch {
+	case a.Mode == pact.Stopped:
+		return append(out, c.appliedStopped()...)
+	case a.Primary == c.self:
+		return append(out, c.appliedPrimary()...)
+	case a.Mode == pact.Protected && a.Replica == c.self:
+		return append(out, c.appliedReplica(raised)...)
+	}
+	return append(out, c.appliedOther(raised)...)
+}
+
+func (c *Core) appliedStopped() []Action {
+	switch {
+	case c.state == Primary || c.state == Activating:
+		return c.end(EndDone, fmt.Sprintf("the guest is stopped in term %d", c.a.Term))
+	case c.img.touched:
+		return c.end(EndDiscarded, fmt.Sprintf("the guest is stopped in term %d, its image is of no use any more", c.a.Term))
+	}
+	return nil
+}
+
+// appliedPrimary: the assignment names this process as the primary.
+func (c *Core) appliedPrimary() []Action {
+	switch c.state {
+	case Primary:
+		return c.again()
+	case Activating:
+		if c.begun || c.ask != nil {
+			return c.again()
+		}
+		return c.begin()
+	}
+	if !c.img.touched {
+		if c.a.Mode != pact.Solo {
+			return c.end(EndFailed, fmt.Sprintf("term %d gives it a protected guest of which it holds nothing", c.a.Term))
+		}
+		return c.begin()
+	}
+	// Promote, Surrender or Switchover: it must hold what the entry promises. A stream's end or a
+	// refused question before does not matter: the image is still there.
+	switch {
+	case !c.img.complete:
+		return c.end(EndDiscarded, fmt.Sprintf("term %d gives it the guest, its image is incomplete", c.a.Term))
+	case c.img.acked < c.a.Base:
+		return c.end(EndFailed, fmt.Sprintf("term %d gives it the guest as of epoch %d, its image is at %d", c.a.Term, c.a.Base, c.img.acked))
+	}
+	out := c.dropStream(fmt.Sprintf("took over in term %d", c.a.Term))
+	out = append(out, Disarm{})
+	c.state, c.ask = Activating, nil
+	return append(out, c.begin()...)
+}
+
+// begin starts what Raft has given, unless this process was frozen: then it asks once more.
+func (c *Core) begin() []Action {
+	c.state = Activating
+	if c.heard > c.a.Term {
+		return []Action{Note{Kind: "not-begun", Text: fmt.Sprintf("term %d exists, this host's log is at %d", c.heard, c.a.Term)}}
+	}
+	if c.frozen {
+		c.ask = c.command(pact.Confirm)
+		c.ask.Reason = "was frozen before it could begin"
+		return []Action{Propose{*c.ask}, AskLater{}, Note{Kind: "confirmation-asked", Text: c.ask.Reason}}
+	}
+	c.begun = true
+	if !c.img.touched {
+		return []Action{ColdStart{Assignment: c.a}}
+	}
+	return []Action{Activate{Assignment: c.a, From: c.img.acked}}
+}
+
+// appliedReplica: protected, and this process may take over.
+func (c *Core) appliedReplica(raised bool) []Action {
+	switch c.state {
+	case Activating:
+		return c.end(EndReplaced, fmt.Sprintf("term %d makes %v the primary before this one ran", c.a.Term, c.a.Primary))
+	case Primary:
+		// A switchover: its own stopped machine is the image, at the final epoch.
+		c.state = Replica
+		c.img = image{touched: true, from: c.a.Primary, since: c.a.BaseTerm, acked: c.a.Base, complete: true}
+		c.frozen, c.begun, c.first, c.mark = false, false, true, nil
+		return []Action{TakeReplica{Assignment: c.a, Base: c.a.Base}, Arm{FirstContact: true}}
+	}
+	if !raised {
+		return nil
+	}
+	if no := c.entitled(); no != "" {
+		return []Action{Note{Kind: "replica-not-entitled", Text: no}}
+	}
+	was := c.state
+	c.state = Replica
+	if c.in.welcomed {
+		out := []Action{Arm{}}
+		if was == Syncing || was == Waiting {
+			out = append(out, Note{Kind: "replica-entitled", Text: fmt.Sprintf("term %d, base %d", c.a.Term, c.a.Base)})
+		}
+		return append(out, c.release()...)
+	}
+	return c.promote("the stream had ended before the entry was applied")
+}
+
+// appliedOther: somebody else's guest, and this process has no right to it.
+func (c *Core) appliedOther(raised bool) []Action {
+	if !raised {
+		return nil
+	}
+	switch c.state {
+	case Primary, Activating:
+		return c.end(EndReplaced, fmt.Sprintf("term %d gives the guest to %v", c.a.Term, c.a.Primary))
+	}
+	// Streams of an older term are over, and so is the image: the guest ran on without it.
+	out := c.dropStream(fmt.Sprintf("term %d", c.a.Term))
+	if c.state != Waiting || c.img.complete {
+		out = append(out, Note{Kind: "image-discarded", Text: fmt.Sprintf("term %d, mode %s, primary %v", c.a.Term, c.a.Mode, c.a.Primary)})
+	}
+	c.state = Waiting
+	c.img = image{touched: c.img.touched}
+	return append(out, Disarm{})
+}
+
+// answered takes the outcome of a proposal. Only a refusal says something new: what was applied
+// comes through the own log.
+func (c *Core) answered(e Answered) []Action {
+	var out []Action
+	if !e.Unknown {
+		out = c.hear(e.Verdict.Assignment.Term)
+		if c.state == Ended {
+			return out
+		}
+	}
+	if c.mark != nil && e.ID == c.mark.ID {
+		if e.Unknown || !e.Verdict.Applied {
+			out = append(out, AskLater{})
+		}
+		return out
+	}
+	if c.ask == nil || e.ID != c.ask.ID {
+		return out
+	}
+	switch {
+	case e.Unknown:
+		return append(out, AskLater{})
+	case c.ask.Kind == pact.Confirm && e.Verdict.Applied:
+		c.ask, c.frozen = nil, false
+		return append(out, c.begin()...)
+	case e.Verdict.Applied, c.heard > c.a.Term:
+		return out // the own log will bring it
+	}
+	// Refused, and the assignment is still what it was. A refusal is no verdict on the right.
+	out = append(out, Note{Kind: string(c.ask.Kind) + "-refused", Text: e.Verdict.Reason})
+	if c.ask.Kind == pact.Confirm {
+		return append(out, AskLater{})
+	}
+	c.ask = nil
+	c.state = Replica
+	if c.in.welcomed {
+		return append(append(out, Arm{}), c.release()...)
+	}
+	return append(out, AskLater{})
+}
+
+// again repeats every question without an answer.
+func (c *Core) again() []Action {
+	var out []Action
+	if c.ask != nil && c.heard <= c.a.Term {
+		out = append(out, Propose{*c.ask})
+	}
+	if c.mark != nil {
+		out = append(out, Propose{*c.mark})
+	}
+	if c.state == Replica && !c.in.welcomed && !c.first {
+		return append(out, c.promote("there is no stream")...)
+	}
+	if len(out) > 0 {
+		out = append(out, AskLater{})
+	}
+	return out
+}
+
+func (c *Core) activated() []Action {
+	if c.state != Activating {
+		return nil
+	}
+	c.state = Primary
+	if c.a.CurrentDisk == (pact.DiskCopy{Host: c.self.Host, Term: c.a.Term}) {
+		return nil
+	}
+	c.mark = c.command(pact.Mark)
+	return []Action{Propose{*c.mark}, AskLater{}}
+}
