@@ -1,0 +1,10 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// addRooms adds the commands that other packages bring.
+func (p *program) addRooms(root *cobra.Command, add func(group string, commands ...*cobra.Command)) {
+}
+
+// addEventRooms adds what the event log's package brings.
+func (p *program) addEventRooms(events *cobra.Command) {}

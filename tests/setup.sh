@@ -1,0 +1,39 @@
+#!/bin/sh
+# Installs what the demo or the tests need on a bare Debian machine, and only what is missing.
+# Usage: setup.sh demo|test. Without root it says what to run and fails if the demo can't do without.
+set -eu
+
+missing=
+need() { # need COMMAND PACKAGE
+	PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 && return
+	case " $missing " in *" $2 "*) ;; *) missing="$missing $2" ;; esac
+}
+
+case "${1:-}" in
+demo)
+	need redis-benchmark redis-tools
+	;;
+test)
+	need redis-benchmark redis-tools
+	need ip iproute2
+	need gcc gcc        # the race detector, and the ledger's image
+	need ld binutils
+	# The C library's headers come apart from the compiler.
+	[ -e /usr/include/stdlib.h ] || case " $missing " in *" libc6-dev "*) ;; *) missing="$missing libc6-dev" ;; esac
+	;;
+*)
+	echo "usage: $0 demo|test" >&2
+	exit 2
+	;;
+esac
+
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" -ne 0 ]; then
+	echo "missing:$missing; as root run: apt-get install -y --no-install-recommends$missing" >&2
+	[ "$1" = test ] && exit 0 # those tests are skipped, and say so
+	exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+# shellcheck disable=SC2086 # a list of words
+apt-get install -q -y --no-install-recommends $missing
