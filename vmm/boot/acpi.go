@@ -19,9 +19,6 @@ const (
 	rsdpSize   = 36
 	facsSize   = 64
 	fadtSize   = 276
-
-	resetPort  = 0xcf9
-	resetValue = 0x06 // a hard reset
 )
 
 // acpiTables builds all tables as one block that goes to acpiBase; the RSDP is its first part.
@@ -98,9 +95,10 @@ func facs() []byte {
 // fadt is the fixed description table (5.2.9), version 6.3.
 func fadt(facs, dsdt uint64) []byte {
 	const (
-		pm1Event, pm1EventLen     = platform.PMBase, 4
-		pm1Control, pm1ControlLen = platform.PMBase + 4, 2
-		pmTimer, pmTimerLen       = platform.PMBase + 8, 4
+		pm1Event, pm1EventLen     = platform.PMBase + platform.PM1EventOffset, 4
+		pm1Control, pm1ControlLen = platform.PMBase + platform.PM1ControlOffset, 2
+		pmTimer, pmTimerLen       = platform.PMBase + platform.PMTimerOffset, 4
+		gpe0, gpe0Len             = platform.PMBase + platform.GPE0Offset, 4
 
 		profileEnterpriseServer = 4
 		noCState                = 0xffff // a latency beyond what the specification allows: not there
@@ -124,18 +122,21 @@ func fadt(facs, dsdt uint64) []byte {
 	le.PutUint32(t[56:], pm1Event)
 	le.PutUint32(t[64:], pm1Control)
 	le.PutUint32(t[76:], pmTimer)
-	t[88], t[89], t[91] = pm1EventLen, pm1ControlLen, pmTimerLen
+	le.PutUint32(t[80:], gpe0)
+	t[88], t[89], t[91], t[92] = pm1EventLen, pm1ControlLen, pmTimerLen, gpe0Len
 	le.PutUint16(t[96:], noCState)
 	le.PutUint16(t[98:], noCState)
+	t[108] = platform.RTCCenturyIndex
 	le.PutUint16(t[109:], archLegacyDevices|archNoVGA)
 	le.PutUint32(t[112:], flagWBINVD|flagC1|flagNoSleepButton|flagNoFixedRTC|flagTimer32|flagReset)
-	ioAddress(t[116:], resetPort, 1)
-	t[128] = resetValue
+	ioAddress(t[116:], platform.ResetPort, 1)
+	t[128] = platform.ResetValue
 	t[131] = 3 // minor version
 	le.PutUint64(t[140:], dsdt)
 	ioAddress(t[148:], pm1Event, pm1EventLen)
 	ioAddress(t[172:], pm1Control, pm1ControlLen)
 	ioAddress(t[208:], pmTimer, pmTimerLen)
+	ioAddress(t[220:], gpe0, gpe0Len)
 	return table("FACP", 6, t[headerSize:])
 }
 

@@ -6,15 +6,12 @@ import (
 	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
-// sleepTypeOff is what the guest writes into PM1 control's SLP_TYP to power off.
-const sleepTypeOff = 5
-
-// dsdt is the definition block: what the machine has that can't be found by looking. PCI devices
-// interrupt by MSI-X only, so there is no _PRT; there is no keyboard controller to speak of, so none
-// is declared.
+// dsdt is the definition block: what the machine has that can't be found by looking. There is no keyboard
+// to speak of, so its controller is not declared and nobody waits for it.
 func dsdt(cpus int) []byte {
+	off := integer(platform.SleepTypeS5)
 	return concat(
-		named(`\_S5`, packageOf(integer(sleepTypeOff), integer(sleepTypeOff), integer(0), integer(0))),
+		named(`\_S5`, packageOf(off, off, integer(0), integer(0))),
 		scope(`\_SB`, append(processors(cpus), hostBridge(), motherboard())...),
 	)
 }
@@ -44,6 +41,7 @@ func hostBridge() []byte {
 			wordSpace(spaceIO, spaceEntireRange, pciConfig+8, 0xffff),
 			dwordMemory(platform.PCIWindowBase, platform.PCIWindowEnd-1),
 		)),
+		named("_PRT", interruptPins()),
 		osc(),
 		device("COM1",
 			named("_HID", eisaID("PNP0501")),
@@ -53,6 +51,18 @@ func hostBridge() []byte {
 			named("_HID", eisaID("PNP0B00")),
 			named("_CRS", resources(ports(0x70, 2), irq(8)))),
 	)
+}
+
+// interruptPins is the routing table (6.2.13): INTA# of each slot, hard-wired to the IOAPIC. Devices use the
+// pin only for drivers that can't do MSI-X.
+func interruptPins() []byte {
+	const slots, allFunctions, intA = 32, 0xffff, 0
+	var entries [][]byte
+	for slot := range slots {
+		entries = append(entries, packageOf(
+			integer(uint32(slot)<<16|allFunctions), integer(intA), integer(0), integer(uint32(platform.PCIInterrupt(slot)))))
+	}
+	return packageOf(entries...)
 }
 
 // osc answers what of PCI Express the operating system may control (PCI Firmware Specification 3.2,
