@@ -59,6 +59,18 @@ type Assignment struct {
 	// CurrentDisk names the host whose disk copy is current, and the term whose durable marker proves
 	// it. After a change of primary it is still the previous primary's, until Mark.
 	CurrentDisk DiskCopy `json:"current_disk"`
+	// Unproven are disk copies that may be newer than CurrentDisk, oldest first: those of primaries
+	// that have committed no Mark in their tenure. A start from an older copy needs the word of each
+	// later host that it has no durable marker.
+	Unproven []Claim `json:"unproven,omitempty"`
+	// Tenure is the term in which Primary became the primary. A durable marker of that term or of a
+	// later one on its host was written by it.
+	Tenure Term `json:"tenure"`
+	// Gone are those of Primary and Replica whose process is known to have ended. Nothing that they
+	// may still have proposed is applied.
+	Gone []Party `json:"gone,omitempty"`
+	// Created is the Raft index of the guest's Create: what tells a guest from a later one of its name.
+	Created uint64 `json:"created"`
 	// Spec is what the operator asked for.
 	Spec Spec `json:"spec"`
 	// Desired says whether the guest is meant to run.
@@ -69,6 +81,12 @@ type Assignment struct {
 type DiskCopy struct {
 	Host string `json:"host"`
 	Term Term   `json:"term"`
+}
+
+// Claim is the disk copy of a primary whose durable marker Raft does not know of.
+type Claim struct {
+	Party Party `json:"party"`
+	Term  Term  `json:"term"` // of its tenure
 }
 
 // Desired is the operator's will.
@@ -139,6 +157,9 @@ type Command struct {
 	By    Party `json:"by,omitzero"`
 	Other Party `json:"other,omitzero"`
 	Epoch Epoch `json:"epoch,omitempty"`
+	// EpochTerm is the term in whose numbering Epoch counts. 0: the numbering of the assignment's Base,
+	// where that goes on, else the numbering of Term.
+	EpochTerm Term `json:"epoch_term,omitempty"`
 
 	Spec     *Spec   `json:"spec,omitempty"`
 	Desired  Desired `json:"desired,omitempty"`

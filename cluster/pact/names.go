@@ -1,0 +1,87 @@
+package pact
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+)
+
+var nameSyntax = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// ValidGuestName says whether a name can be a guest's. Names become parts of paths.
+func ValidGuestName(name string) bool { return nameSyntax.MatchString(name) }
+
+func (d Desired) valid() bool { return d == DesiredStopped || d == DesiredRunning }
+
+// Bounds of a spec.
+const (
+	MaxHosts       = 16
+	MaxDisks       = 16
+	MaxNets        = 16
+	MaxCPUs        = 64
+	MaxMemoryBytes = 4 << 40
+	MaxDiskBytes   = 64 << 40
+	MaxTextBytes   = 4096 // of a path or a command line
+	PageBytes      = 4096
+	SectorBytes    = 512
+)
+
+// check is what the state machine itself relies on.
+func (s Spec) check() error {
+	if len(s.Hosts) == 0 || len(s.Hosts) > MaxHosts {
+		return fmt.Errorf("the spec names %d hosts; between 1 and %d are possible", len(s.Hosts), MaxHosts)
+	}
+	for i, h := range s.Hosts {
+		if !nameSyntax.MatchString(h) {
+			return fmt.Errorf("the spec's host %q is no host's name", h)
+		}
+		if slices.Contains(s.Hosts[:i], h) {
+			return fmt.Errorf("the spec names host %q twice", h)
+		}
+	}
+	if len(s.Disks) > MaxDisks || len(s.Nets) > MaxNets {
+		return fmt.Errorf("the spec has %d disks and %d network cards; at most %d and %d are possible", len(s.Disks), len(s.Nets), MaxDisks, MaxNets)
+	}
+	if len(s.Kernel) > MaxTextBytes || len(s.Initrd) > MaxTextBytes || len(s.Cmdline) > MaxTextBytes {
+		return fmt.Errorf("kernel, initrd or cmdline is longer than %d bytes", MaxTextBytes)
+	}
+	for _, n := range s.Nets {
+		if len(n.MAC) > 64 || len(n.Bridge) > 64 {
+			return errors.New("a network card's MAC or bridge is too long")
+		}
+	}
+	return nil
+}
+
+// Validate reports everything that keeps a guest of this spec from running, at once. It looks at the
+// spec alone, not at any host.
+func (s Spec) Validate() error {
+	var errs []error
+	need := func(ok bool, format string, a ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, a...))
+		}
+	}
+	if err := s.check(); err != nil {
+		errs = append(errs, err)
+	}
+	need(s.Kernel != "", "kernel is empty; give a path, or \"builtin:ledger\"")
+	need(s.MemoryBytes > 0 && s.MemoryBytes%PageBytes == 0 && s.MemoryBytes <= MaxMemoryBytes,
+		"memory_bytes = %d: give a multiple of %d, at most %d", s.MemoryBytes, PageBytes, uint64(MaxMemoryBytes))
+	need(s.CPUs >= 1 && s.CPUs <= MaxCPUs, "cpus = %d: between 1 and %d", s.CPUs, MaxCPUs)
+	for i, d := range s.Disks {
+		need(d.SizeBytes > 0 && d.SizeBytes%SectorBytes == 0 && d.SizeBytes <= MaxDiskBytes,
+			"disk %d: size_bytes = %d: give a multiple of %d, at most %d", i, d.SizeBytes, SectorBytes, uint64(MaxDiskBytes))
+	}
+	for i, n := range s.Nets {
+		mac, err := net.ParseMAC(n.MAC)
+		need(err == nil && len(mac) == 6 && mac[0]&1 == 0, "network card %d: mac = %q: give six bytes like 52:54:00:12:34:56, the first one even", i, n.MAC)
+		need(n.Bridge != "", "network card %d: bridge is empty", i)
+		for j, o := range s.Nets[:i] {
+			need(o.MAC != n.MAC, "network cards %d and %d have the same mac %s", j, i, n.MAC)
+		}
+	}
+	return errors.Join(errs...)
+}
