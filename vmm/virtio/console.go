@@ -3,25 +3,101 @@ package virtio
 import (
 	"github.com/pollux-ha/pollux/vmm/pci"
 	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/platform/codec"
 )
 
-// Console is a virtio console with one port.
-type Console struct{}
+const (
+	consoleQueueSize = 64
+	consoleRX        = 0
+	consoleTX        = 1
+	consoleInput     = 64 << 10 // bytes of input that wait for the guest
+	consolePiece     = 4096     // bytes of output handed over at once
+	consoleChain     = 64 << 10 // bytes of output taken from one chain; the rest is dropped
+)
 
-// NewConsole makes a console and puts it on the bus. The device lock is held.
-func NewConsole(p platform.Platform, h *pci.Host) (*Console, error) { return &Console{}, nil }
+// Console is a virtio console with one port and no optional features (section 5.3).
+type Console struct {
+	device
+	chain chain
+	input []byte // not yet given to the guest
+	piece [consolePiece]byte
+}
 
-// Input gives the guest what was typed and says how many bytes were taken. Lock held.
-func (c *Console) Input(p []byte) int { return len(p) }
+// NewConsole makes a console and puts it on the bus. It begins suspended. The device lock is held.
+func NewConsole(p platform.Platform, h *pci.Host) (*Console, error) {
+	c := &Console{}
+	if err := c.attach(p, h, c, kindConsole, 0, 0, consoleQueueSize, consoleQueueSize); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
 
-// Close frees what the device holds. Lock held.
-func (c *Console) Close() error { return nil }
+// Close gives back what the console holds. The device lock is held.
+func (c *Console) Close() error {
+	c.close()
+	return nil
+}
 
-// RNG is a virtio entropy source.
-type RNG struct{}
+// Input gives the guest what was typed and says how many bytes were taken; 64 KiB wait for a guest
+// that does not read. The device lock is held.
+func (c *Console) Input(p []byte) int {
+	n := min(len(p), consoleInput-len(c.input))
+	c.input = append(c.input, p[:n]...)
+	c.device.kick(consoleRX)
+	return n
+}
 
-// NewRNG makes an entropy source and puts it on the bus. The device lock is held.
-func NewRNG(p platform.Platform, h *pci.Host) (*RNG, error) { return &RNG{}, nil }
+func (c *Console) start()          {}
+func (c *Console) reset()          {}
+func (c *Console) activate() error { return nil }
+func (c *Console) suspend()        {}
+func (c *Console) config() []byte  { return nil }
 
-// Close frees what the device holds. Lock held.
-func (r *RNG) Close() error { return nil }
+func (c *Console) kick(i int) {
+	if i == consoleTX {
+		c.serve(i, &c.chain, c.transmit)
+		return
+	}
+	q := &c.queues[consoleRX]
+	var err error
+	for len(c.input) > 0 && err == nil {
+		var ok bool
+		if ok, err = q.pop(&c.chain); err == nil && !ok {
+			if ok, err = q.arm(); ok {
+				continue
+			}
+			break
+		}
+		if err == nil {
+			n := scatter(c.p.RAM(), c.chain.in, 0, c.input)
+			c.input = append(c.input[:0], c.input[n:]...)
+			err = q.push(c.chain.head, uint32(n))
+			if n == 0 && err == nil {
+				err = errRing // a buffer that can't be written to
+			}
+		}
+	}
+	c.publish(consoleRX)
+	if err != nil {
+		c.needsReset()
+	}
+}
+
+func (c *Console) transmit(ch *chain) uint32 {
+	for off := uint64(0); off < min(ch.readable, consoleChain); {
+		n := ch.read(c.p.RAM(), off, c.piece[:])
+		if n == 0 {
+			break
+		}
+		c.p.Output().Console(c.piece[:n])
+		off += uint64(n)
+	}
+	return 0
+}
+
+func (c *Console) save(b []byte) []byte { return codec.AppendBytes(b, c.input) }
+
+func (c *Console) load(r *codec.Reader, _ []queue) (apply func()) {
+	input := r.Bytes(consoleInput)
+	return func() { c.input = append(c.input[:0], input...) }
+}
