@@ -52,7 +52,14 @@ func Probe() (*Report, error) {
 		return nil, err
 	}
 	defer s.Close()
-	return s.probe()
+	r, err := s.probe()
+	if err != nil || r.Err() != nil {
+		return r, err
+	}
+	if r.TSCKHz, err = s.tscKHz(); err != nil {
+		return nil, fmt.Errorf("make a first machine: %w", err)
+	}
+	return r, nil
 }
 
 func (s *System) probe() (*Report, error) {
@@ -64,21 +71,36 @@ func (s *System) probe() (*Report, error) {
 		APIVersion: v,
 		MaxVCPUs:   s.Extension(CapMaxVCPUs),
 		TSCScaling: s.Extension(CapTSCControl) != 0,
-		SyncRegs:   s.Extension(CapSyncRegs)&syncAll == syncAll,
+		SyncRegs:   s.HasSyncRegs(),
 		Sregs2:     s.Extension(CapSregs2) != 0,
 		XSAVE2:     s.Extension(CapXSAVE2) != 0,
 	}
 	r.Missing = missing(s.Extension)
-	if r.Err() == nil {
-		if vm, err := s.CreateVM(); err == nil {
-			if c, err := vm.CreateVCPU(0); err == nil {
-				r.TSCKHz, _ = c.TSCKHz()
-				c.Close()
-			}
-			vm.Close()
-		}
-	}
 	return r, nil
+}
+
+// tscKHz asks a machine made for the purpose; only a vCPU knows the rate.
+func (s *System) tscKHz() (int, error) {
+	vm, err := s.CreateVM()
+	if err != nil {
+		return 0, err
+	}
+	defer vm.Close()
+	c, err := vm.CreateVCPU(0)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return c.TSCKHz()
+}
+
+// Check is the package's Check on an open /dev/kvm; it makes no machine.
+func (s *System) Check() error {
+	r, err := s.probe()
+	if err != nil {
+		return err
+	}
+	return r.Err()
 }
 
 func missing(has func(Cap) int) []MissingCap {

@@ -61,3 +61,6 @@ func (s *System) runSize() (int, error) {
 	}
 	return n, nil
 }
+
+// HasSyncRegs says whether vCPUs can leave all their registers in the shared structure.
+func (s *System) HasSyncRegs() bool { return s.Extension(CapSyncRegs)&syncAll == syncAll }

@@ -1,0 +1,206 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/pollux-ha/pollux/vmm/legacy"
+	"github.com/pollux-ha/pollux/vmm/pci"
+	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/virtio"
+)
+
+// devices are all device models of a machine.
+type devices struct {
+	nets    []*virtio.Net
+	disks   []*virtio.Blk
+	console *virtio.Console
+	serial  *legacy.Serial
+	acpi    *legacy.ACPI
+
+	all []any // in the order in which they were made
+}
+
+// addDevices makes the devices. The order decides their PCI slots: it is the same on both hosts.
+// The device lock is held.
+func (m *Machine) addDevices() error {
+	d := &m.devices
+	host, err := pci.NewHost(m)
+	if err != nil {
+		return fmt.Errorf("make the PCI host: %w", err)
+	}
+	d.all = append(d.all, host)
+	for i, c := range m.cfg.Nets {
+		n, err := virtio.NewNet(m, host, virtio.NetConfig{Index: i, Tap: c.Tap, MAC: c.MAC})
+		if err != nil {
+			return fmt.Errorf("make NIC %d: %w", i, err)
+		}
+		d.nets, d.all = append(d.nets, n), append(d.all, n)
+	}
+	for i, c := range m.cfg.Disks {
+		b, err := virtio.NewBlk(m, host, virtio.BlkConfig{Index: i, File: c.File, ReadOnly: c.ReadOnly, Serial: fmt.Sprintf("pollux-%d", i)})
+		if err != nil {
+			return fmt.Errorf("make disk %d: %w", i, err)
+		}
+		d.disks, d.all = append(d.disks, b), append(d.all, b)
+	}
+	if d.console, err = virtio.NewConsole(m, host); err != nil {
+		return fmt.Errorf("make the console: %w", err)
+	}
+	rng, err := virtio.NewRNG(m, host)
+	if err != nil {
+		return fmt.Errorf("make the entropy source: %w", err)
+	}
+	if d.serial, err = legacy.NewSerial(m); err != nil {
+		return fmt.Errorf("make the serial port: %w", err)
+	}
+	rtc, err := legacy.NewRTC(m)
+	if err != nil {
+		return fmt.Errorf("make the CMOS clock: %w", err)
+	}
+	keyboard, err := legacy.NewKeyboard(m)
+	if err != nil {
+		return fmt.Errorf("make the keyboard controller: %w", err)
+	}
+	if d.acpi, err = legacy.NewACPI(m); err != nil {
+		return fmt.Errorf("make the power management block: %w", err)
+	}
+	d.all = append(d.all, d.console, rng, d.serial, rtc, keyboard, d.acpi)
+	return nil
+}
+
+// activate starts the devices. The device lock is held.
+func (m *Machine) activate() error {
+	for _, d := range m.devices.all {
+		if a, ok := d.(platform.Activator); ok {
+			if err := a.Activate(); err != nil {
+				return err
+			}
+		}
+	}
+	m.io.hold(false)
+	return nil
+}
+
+// suspend keeps the devices from touching anything. The device lock is held.
+func (m *Machine) suspend() {
+	m.io.hold(true)
+	for _, d := range m.devices.all {
+		if s, ok := d.(platform.Suspender); ok {
+			s.Suspend()
+		}
+	}
+}
+
+// drain waits until no disk worker touches its file any more. The devices are suspended, the device
+// lock is not held.
+func (m *Machine) drain() {
+	for _, d := range m.devices.disks {
+		d.Drain()
+	}
+}
+
+// closeDevices frees what the devices hold. The device lock is held.
+func (m *Machine) closeDevices() error {
+	var err error
+	for _, d := range m.devices.all {
+		if c, ok := d.(io.Closer); ok {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	return err
+}
+
+// Emit puts a frame on the wire of a NIC. It may be called at any time from any goroutine; a frame
+// that the wire does not take is an error, and lost, as on any network.
+func (m *Machine) Emit(nic int, frame []byte) error {
+	if nic < 0 || nic >= len(m.devices.nets) {
+		return fmt.Errorf("send a frame on NIC %d: the guest has %d", nic, len(m.devices.nets))
+	}
+	return m.devices.nets[nic].Emit(frame)
+}
+
+// Inject gives the guest a frame as if its NIC had received it. A frame for which it has no room is
+// dropped.
+func (m *Machine) Inject(nic int, frame []byte) {
+	if nic < 0 || nic >= len(m.devices.nets) {
+		return
+	}
+	m.Lock()
+	defer m.Unlock()
+	m.devices.nets[nic].Inject(frame)
+}
+
+// OnReceive sets who hears of received frames, with the device lock held; nil for nobody.
+func (m *Machine) OnReceive(fn func(nic int, frame []byte)) {
+	m.Lock()
+	defer m.Unlock()
+	for i, n := range m.devices.nets {
+		if fn == nil {
+			n.OnReceive(nil)
+			continue
+		}
+		n.OnReceive(func(frame []byte) { fn(i, frame) })
+	}
+}
+
+// CopyDisk has a disk's worker read n bytes at offset and report them through Output.DiskWritten, in
+// order with the guest's own writes.
+func (m *Machine) CopyDisk(disk int, offset, n int64) {
+	if disk < 0 || disk >= len(m.devices.disks) {
+		return
+	}
+	m.Lock()
+	defer m.Unlock()
+	m.devices.disks[disk].CopyRange(offset, n, func(err error) {
+		if err != nil {
+			m.log.Error("a range of a disk can't be copied", zap.Int("disk", disk), zap.Int64("offset", offset),
+				zap.Int64("bytes", n), zap.Error(err))
+		}
+	})
+}
+
+// PowerButton presses the guest's power button.
+func (m *Machine) PowerButton() {
+	m.Lock()
+	defer m.Unlock()
+	m.devices.acpi.PowerButton()
+}
+
+// consoleRetry is how long typed bytes wait for a guest that takes none.
+const consoleRetry = 20 * time.Millisecond
+
+// feedConsole gives what is typed to the virtio console, or to the serial port of a guest that does
+// not use that.
+func (m *Machine) feedConsole() {
+	buf := make([]byte, 256)
+	for {
+		n, err := m.cfg.ConsoleIn.Read(buf)
+		for p := buf[:n]; len(p) > 0; {
+			m.Lock()
+			taken := m.devices.console.Input(p)
+			if taken == 0 {
+				taken = m.devices.serial.Input(p)
+			}
+			m.Unlock()
+			if p = p[taken:]; taken > 0 {
+				continue
+			}
+			select {
+			case <-m.closed:
+				return
+			case <-time.After(consoleRetry):
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				m.log.Warn("the console's input has ended", zap.Error(err))
+			}
+			return
+		}
+	}
+}
