@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pollux-ha/pollux/vmm"
+	"github.com/pollux-ha/pollux/vmm/kvm"
+	"github.com/pollux-ha/pollux/vmm/memory"
+	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/tap"
+)
+
+// newVMCommand is "pollux vm": machines without a cluster.
+func newVMCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "vm",
+		Short: "Run a machine without protection, to try a guest",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newVMRunCommand())
+	return cmd
+}
+
+// vmOptions is the command line of "vm run".
+type vmOptions struct {
+	kernel, initrd, cmdline string
+	disks, nets             []string
+	memory                  string
+	cpus                    int
+	noReboot                bool
+}
+
+func newVMRunCommand() *cobra.Command {
+	var o vmOptions
+	cmd := &cobra.Command{
+		Use:   "run --kernel FILE",
+		Short: "Run one guest on this host, with its console here",
+		Long: `Run one guest on this host, with its console on this terminal. Nothing protects it and no daemon
+knows of it: this is for trying out whether a guest runs on Pollux.
+
+The guest's console is the serial port ttyS0; a Linux kernel that does not boot quietly finds it with
+--cmdline console=ttyS0. On a terminal, Ctrl-] or Ctrl-A x ends the guest as a power cut does, Ctrl-A
+Ctrl-A sends one Ctrl-A. Input that is not a terminal is passed on as it is, and its end ends nothing.
+
+The command ends with 0 when the guest powers off or is ended from the terminal, and with 1 when it
+crashes. A guest that resets boots again, unless --no-reboot is given.
+
+  pollux vm run --kernel /boot/vmlinuz --initrd initrd.img --cmdline "console=ttyS0 quiet" \
+      --disk root.raw --net tap=tap0 --memory 512M`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runVM(cmd.Context(), o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.kernel, "kernel", "", "kernel image: an ELF with a PVH note, a bzImage, or "+builtinLedger)
+	f.StringVar(&o.initrd, "initrd", "", "initial RAM disk")
+	f.StringVar(&o.cmdline, "cmdline", "", "kernel command line")
+	f.StringArrayVar(&o.disks, "disk", nil, "a disk: FILE[,readonly], raw; may be repeated")
+	f.StringArrayVar(&o.nets, "net", nil, "a network card: tap=NAME[,mac=MAC]; may be repeated")
+	f.StringVar(&o.memory, "memory", "256M", "memory, in bytes or with K, M, G")
+	f.IntVar(&o.cpus, "cpus", 1, "virtual CPUs")
+	f.BoolVar(&o.noReboot, "no-reboot", false, "end, too, when the guest resets")
+	return cmd
+}
+
+func runVM(ctx context.Context, o vmOptions) (err error) {
+	config, release, err := o.machine()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
+	if err := kvm.Check(); err != nil {
+		return err
+	}
+	t, err := openTerminal(os.Stdin, os.Stdout)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	for {
+		event, err := runOnce(ctx, config, t)
+		if err != nil {
+			return err
+		}
+		switch {
+		case event == platform.Crashed:
+			return errors.New("the guest crashed; its last words, if it had any, are above")
+		case event != platform.Reset || o.noReboot:
+			return nil
+		}
+	}
+}
+
+// runOnce runs the machine from power-on to what ended it; 0 stands for a wish from the terminal.
+func runOnce(ctx context.Context, config vmm.Config, t *terminal) (event platform.PowerEvent, err error) {
+	out := &vmOutput{console: t}
+	power := make(chan platform.PowerEvent, 1)
+	in := t.input()
+	defer in.Close()
+	config.ConsoleIn = in
+	config.Output = out
+	config.OnPower = func(e platform.PowerEvent) {
+		select {
+		case power <- e:
+		default:
+		}
+	}
+	m, err := vmm.New(config)
+	if err != nil {
+		return 0, fmt.Errorf("make the machine: %w", err)
+	}
+	defer func() { err = errors.Join(err, m.Close()) }()
+	out.machine = m
+	if err := m.Boot(); err != nil {
+		return 0, fmt.Errorf("boot: %w", err)
+	}
+	if err := m.Start(); err != nil {
+		return 0, fmt.Errorf("start the guest: %w", err)
+	}
+	select {
+	case event = <-power:
+	case <-t.left():
+	case <-ctx.Done():
+		err = errors.New("ended by a signal; the guest had no chance to shut down")
+	}
+	if stopErr := m.Stop(); stopErr != nil {
+		err = errors.Join(err, fmt.Errorf("stop the guest: %w", stopErr))
+	}
+	return event, err
+}
+
+// vmOutput lets all that the guest says out at once.
+type vmOutput struct {
+	console *terminal
+	machine *vmm.Machine // set before the guest runs
+}
+
+func (o *vmOutput) Transmit(nic int, frame []byte) {
+	// A frame that the tap does not take is lost, as on any network.
+	_ = o.machine.Emit(nic, frame)
+}
+
+func (o *vmOutput) Console(p []byte) { o.console.print(p) }
+
+func (o *vmOutput) DiskWritten(int, int64, []byte) {}
+
+// machine opens all that the options name. release closes it again.
+func (o vmOptions) machine() (config vmm.Config, release func() error, err error) {
+	var opened []interface{ Close() error }
+	release = sync.OnceValue(func() error {
+		var errs []error
+		for _, c := range opened {
+			errs = append(errs, c.Close())
+		}
+		return errors.Join(errs...)
+	})
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	config = vmm.Config{Cmdline: o.cmdline, CPUs: o.cpus}
+	if config.MemoryBytes, err = parseBytes(o.memory); err != nil {
+		return config, release, usagef("--memory %s: %w", o.memory, err)
+	}
+	if config.MemoryBytes < memory.MinSize || config.MemoryBytes > memory.MaxSize {
+		return config, release, usagef("--memory %s: a guest has between 1M and 4T", o.memory)
+	}
+	if o.cpus < 1 {
+		return config, release, usagef("--cpus %d: a guest has at least one", o.cpus)
+	}
+	if o.kernel == "" {
+		return config, release, usagef("--kernel is needed: a file, or %s", builtinLedger)
+	}
+	if config.Kernel, err = readKernel(o.kernel); err != nil {
+		return config, release, err
+	}
+	if o.initrd != "" {
+		if config.Initrd, err = readImage("initrd", o.initrd, config.MemoryBytes); err != nil {
+			return config, release, err
+		}
+	}
+	for _, s := range o.disks {
+		d, err := openDisk(s)
+		if err != nil {
+			return config, release, err
+		}
+		opened = append(opened, d)
+		config.Disks = append(config.Disks, vmm.DiskConfig{File: d, ReadOnly: d.readOnly})
+	}
+	for _, s := range o.nets {
+		n, err := openNet(s)
+		if err != nil {
+			return config, release, err
+		}
+		opened = append(opened, n.Tap)
+		config.Nets = append(config.Nets, n)
+	}
+	return config, release, nil
+}
+
+const maxKernelBytes = 1 << 30
+
+func readKernel(name string) ([]byte, error) {
+	if strings.HasPrefix(name, "builtin:") {
+		return builtinKernel(name)
+	}
+	return readImage("kernel", name, maxKernelBytes)
+}
+
+// readImage reads a file that goes into guest memory.
+func readImage(what, path string, limit uint64) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s %s: not a regular file", what, path)
+	}
+	if uint64(st.Size()) > limit {
+		return nil, fmt.Errorf("%s %s: %s do not fit into %s", what, path, bytesText(uint64(st.Size())), bytesText(limit))
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return b, nil
+}
+
+// openNet opens an existing tap: a typing error must not leave a new interface behind.
+func openNet(s string) (vmm.NetConfig, error) {
+	o, err := options(s, "tap", "mac")
+	if err != nil {
+		return vmm.NetConfig{}, usagef("--net %s: %w", s, err)
+	}
+	name := o["tap"]
+	if name == "" {
+		return vmm.NetConfig{}, usagef("--net %s: tap=NAME is needed", s)
+	}
+	mac := randomMAC()
+	if o["mac"] != "" {
+		mac, err = net.ParseMAC(o["mac"])
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return vmm.NetConfig{}, usagef("--net %s: give a unicast address like 02:00:00:12:34:56", s)
+		}
+	}
+	_, err = os.Stat("/sys/class/net/" + name + "/tun_flags")
+	if errors.Is(err, fs.ErrNotExist) || strings.Contains(name, "/") {
+		return vmm.NetConfig{}, fmt.Errorf("there is no tap %q on this host: make it with \"ip tuntap add %s mode tap && ip link set %s up\"", name, name, name)
+	}
+	f, err := tap.Open(name)
+	if err != nil {
+		return vmm.NetConfig{}, err
+	}
+	return vmm.NetConfig{Tap: f, MAC: mac}, nil
+}
