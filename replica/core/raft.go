@@ -28,7 +28,7 @@ func (c *Core) applied(a pact.Assignment) []Action {
 	if h := a.CurrentDisk.Host; h != "" && h != c.self.Host && a.Primary.Host != c.self.Host {
 		out = append(out, Outdated{Term: a.CurrentDisk.Term})
 	}
-	if c.mark != nil && a.CurrentDisk == (pact.DiskCopy{Host: c.self.Host, Term: c.mark.Term}) {
+	if c.marked() {
 		c.mark = nil
 	}
 	switch {
@@ -197,7 +197,10 @@ func (c *Core) again() []Action {
 	if c.ask != nil && c.heard <= c.a.Term {
 		out = append(out, Propose{*c.ask})
 	}
-	if c.mark != nil {
+	if c.state == Primary && c.a.Primary == c.self && !c.marked() {
+		if c.mark == nil {
+			c.mark = c.command(pact.Mark)
+		}
 		out = append(out, Propose{*c.mark})
 	}
 	if c.state == Replica && !c.in.welcomed && !c.first {
@@ -214,9 +217,10 @@ func (c *Core) activated() []Action {
 		return nil
 	}
 	c.state = Primary
-	if c.a.CurrentDisk == (pact.DiskCopy{Host: c.self.Host, Term: c.a.Term}) {
-		return nil
-	}
-	c.mark = c.command(pact.Mark)
-	return []Action{Propose{*c.mark}, AskLater{}}
+	return c.again()
+}
+
+// marked says that Raft knows of the marker that this process has made durable.
+func (c *Core) marked() bool {
+	return c.a.CurrentDisk.Host == c.self.Host && c.a.CurrentDisk.Term >= max(c.a.Tenure, 1)
 }
