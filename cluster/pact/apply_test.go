@@ -238,3 +238,39 @@ func TestNonsense(t *testing.T) {
 		t.Error("noop refused")
 	}
 }
+
+func TestAGuestWithoutDisksStartsAnywhere(t *testing.T) {
+	w := newWorld(t)
+	bare := spec()
+	bare.Disks = []DiskSpec{{SizeBytes: 1 << 20, ReadOnly: true}}
+	w.must(Command{Kind: Create, Spec: bare}, Command{Kind: Start, By: b1},
+		Command{Kind: Protect, By: b1, Other: a1}, Command{Kind: Promote, By: a1, Epoch: 1}, Command{Kind: Protect, By: a1, Other: b2})
+}
+
+func TestValidate(t *testing.T) {
+	good := func() Spec {
+		s := *spec()
+		s.Nets = []NetSpec{{MAC: "52:54:00:12:34:56", Bridge: "lan"}}
+		return s
+	}
+	if err := good().Validate(); err != nil {
+		t.Error(err)
+	}
+	for what, spoil := range map[string]func(*Spec){
+		"kernel":       func(s *Spec) { s.Kernel = "" },
+		"memory_bytes": func(s *Spec) { s.MemoryBytes = 4097 },
+		"cpus":         func(s *Spec) { s.CPUs = 0 },
+		"size_bytes":   func(s *Spec) { s.Disks[0].SizeBytes = 100 },
+		"even":         func(s *Spec) { s.Nets[0].MAC = "53:54:00:12:34:56" },
+		"mac":          func(s *Spec) { s.Nets[0].MAC = "52:54:00:12:34" },
+		"same mac":     func(s *Spec) { s.Nets = append(s.Nets, s.Nets[0]) },
+		"bridge":       func(s *Spec) { s.Nets[0].Bridge = "" },
+		"hosts":        func(s *Spec) { s.Hosts = nil },
+	} {
+		s := good()
+		spoil(&s)
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

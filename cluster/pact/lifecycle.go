@@ -120,6 +120,9 @@ func start(a *Assignment, cmd Command, floor Term) string {
 // proves says why a host's disk copy with a durable marker of the given term is not known to be
 // current; "" if it is.
 func proves(a *Assignment, host string, marker Term) string {
+	if !a.Spec.KeepsState() {
+		return ""
+	}
 	if marker > a.Term {
 		return fmt.Sprintf("the disk on %s bears a marker of term %d, the guest is at term %d: it is not this guest's disk, or Raft's log was lost", host, marker, a.Term)
 	}

@@ -14,7 +14,7 @@ var (
 )
 
 func spec() *Spec {
-	return &Spec{Hosts: []string{"a", "b"}, Kernel: "builtin:ledger", MemoryBytes: 64 << 20, CPUs: 1}
+	return &Spec{Hosts: []string{"a", "b"}, Kernel: "builtin:ledger", MemoryBytes: 64 << 20, CPUs: 1, Disks: []DiskSpec{{SizeBytes: 1 << 20}}}
 }
 
 // world drives a State with commands that carry the right term and a fresh ID unless they say otherwise.

@@ -3,12 +3,14 @@ package pact
 import (
 	"errors"
 	"fmt"
-	"net"
 	"regexp"
 	"slices"
 )
 
 var nameSyntax = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// macSyntax is a unicast MAC address: the lowest bit of the first byte is clear.
+var macSyntax = regexp.MustCompile(`^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$`)
 
 // ValidGuestName says whether a name can be a guest's. Names become parts of paths.
 func ValidGuestName(name string) bool { return nameSyntax.MatchString(name) }
@@ -55,6 +57,11 @@ func (s Spec) check() error {
 	return nil
 }
 
+// KeepsState says whether the guest has anything on disk that a start from an old copy would lose.
+func (s Spec) KeepsState() bool {
+	return slices.ContainsFunc(s.Disks, func(d DiskSpec) bool { return !d.ReadOnly })
+}
+
 // Validate reports everything that keeps a guest of this spec from running, at once. It looks at the
 // spec alone, not at any host.
 func (s Spec) Validate() error {
@@ -76,8 +83,7 @@ func (s Spec) Validate() error {
 			"disk %d: size_bytes = %d: give a multiple of %d, at most %d", i, d.SizeBytes, SectorBytes, uint64(MaxDiskBytes))
 	}
 	for i, n := range s.Nets {
-		mac, err := net.ParseMAC(n.MAC)
-		need(err == nil && len(mac) == 6 && mac[0]&1 == 0, "network card %d: mac = %q: give six bytes like 52:54:00:12:34:56, the first one even", i, n.MAC)
+		need(macSyntax.MatchString(n.MAC), "network card %d: mac = %q: give six bytes like 52:54:00:12:34:56, the first one even", i, n.MAC)
 		need(n.Bridge != "", "network card %d: bridge is empty", i)
 		for j, o := range s.Nets[:i] {
 			need(o.MAC != n.MAC, "network cards %d and %d have the same mac %s", j, i, n.MAC)

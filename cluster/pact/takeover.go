@@ -20,7 +20,7 @@ func protect(a *Assignment, cmd Command) string {
 		return fmt.Sprintf("%v is on the primary's own host", other)
 	case !slices.Contains(a.Spec.Hosts, other.Host):
 		return fmt.Sprintf("%s is not among the guest's hosts %v", other.Host, a.Spec.Hosts)
-	case len(a.Unproven) > 0 || a.CurrentDisk.Host != a.Primary.Host:
+	case !marked(a):
 		// The replica's disk is about to become a copy of this one. Were it still recorded as the
 		// current one, a later cold start would trust what a broken synchronization left there.
 		return fmt.Sprintf("the primary's disk on %s is not marked as the current one yet (%s is)", a.Primary.Host, a.CurrentDisk.Host)
@@ -31,6 +31,11 @@ func protect(a *Assignment, cmd Command) string {
 	a.Mode, a.Replica = Protected, other
 	a.Base, a.BaseTerm = cmd.Epoch, epochTerm(cmd)
 	return ""
+}
+
+// marked says that the primary's disk is the current one, and no other can be newer.
+func marked(a *Assignment) bool {
+	return !a.Spec.KeepsState() || len(a.Unproven) == 0 && a.CurrentDisk.Host == a.Primary.Host
 }
 
 // promote is the takeover: by the replica that the last assignment names, from an epoch no older than
@@ -93,7 +98,7 @@ func switchover(a *Assignment, cmd Command) string {
 	switch {
 	case a.IsGone(a.Replica):
 		return fmt.Sprintf("the replica %v is gone, nobody could go on", a.Replica)
-	case len(a.Unproven) > 0:
+	case !marked(a):
 		return fmt.Sprintf("the primary's disk on %s is not marked as the current one yet", a.Primary.Host)
 	case cmd.EpochTerm > a.Term:
 		return fmt.Sprintf("epoch %d is said to be of term %d, the guest is at term %d", cmd.Epoch, cmd.EpochTerm, a.Term)

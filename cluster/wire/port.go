@@ -1,0 +1,243 @@
+// Package wire is the one TCP port of the control plane. Everything on it is TLS 1.3; the protocol that
+// a connection is for is negotiated in the handshake (ALPN): Raft, RPC between daemons, or joining.
+//
+// A stranger who can reach the port gets nothing and stops nothing: handshakes are bounded in time and
+// number, and where there are too many, those that have waited longest are cut off, the ones from the
+// busiest address first. Only the join protocol is open to machines without a certificate.
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/pollux-ha/pollux/cluster/pki"
+)
+
+const (
+	handshakeTimeout = 5 * time.Second
+	// pendingMax bounds the connections in their handshake; a member's takes milliseconds.
+	pendingMax = 128
+	// joinsMax bounds the joins under way.
+	joinsMax  = 8
+	keepAlive = 5 * time.Second
+)
+
+// Port is the open port.
+type Port struct {
+	id     *pki.Identity
+	issuer *pki.Issuer
+	// Allowed is asked about each member that connects; an error turns it away.
+	allowed func(pki.Peer) error
+	log     *zap.Logger
+
+	listener net.Listener
+	tls      *tls.Config
+	raft     *queue
+	rpc      *queue
+	joins    chan struct{}
+
+	mu      sync.Mutex
+	pending map[*pendingConn]struct{}
+	closed  bool
+	wg      sync.WaitGroup
+}
+
+type pendingConn struct {
+	net.Conn
+	since time.Time
+	from  string
+}
+
+// Listen opens the port. issuer is nil where nobody can join.
+func Listen(address string, id *pki.Identity, issuer *pki.Issuer, allowed func(pki.Peer) error, log *zap.Logger) (*Port, error) {
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("cluster_address %s is in use: another Pollux daemon runs here, or another program has the port (`ss -ltnp` shows which)", address)
+	}
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, fmt.Errorf("cluster_address %s is not an address of this machine", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open cluster_address %s: %w", address, err)
+	}
+	p := &Port{
+		id: id, issuer: issuer, allowed: allowed, log: log, listener: l,
+		tls:  id.MuxConfig(issuer != nil, pki.ALPNRaft, pki.ALPNRPC),
+		raft: newQueue(l.Addr()), rpc: newQueue(l.Addr()),
+		joins: make(chan struct{}, joinsMax), pending: map[*pendingConn]struct{}{},
+	}
+	p.wg.Go(p.accept)
+	return p, nil
+}
+
+// Addr is the address that the port really has.
+func (p *Port) Addr() net.Addr { return p.listener.Addr() }
+
+// RPC gives the connections of the RPC protocol, handshake done.
+func (p *Port) RPC() net.Listener { return p.rpc }
+
+// Close closes the port and the connections that nobody has taken yet.
+func (p *Port) Close() error {
+	err := p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	for c := range p.pending {
+		c.Close()
+	}
+	p.mu.Unlock()
+	p.raft.Close()
+	p.rpc.Close()
+	p.wg.Wait()
+	return err
+}
+
+func (p *Port) accept() {
+	for {
+		conn, err := p.listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// Out of file descriptors, most likely: wait for some to come free.
+			p.log.Warn("accept on the cluster port", zap.Error(err))
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		if t, ok := conn.(*net.TCPConn); ok {
+			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: 3})
+		}
+		c := &pendingConn{Conn: conn, since: time.Now(), from: hostOf(conn.RemoteAddr())}
+		if !p.admit(c) {
+			conn.Close()
+			return
+		}
+		p.wg.Go(func() { p.handshake(c) })
+	}
+}
+
+func hostOf(a net.Addr) string {
+	host, _, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return a.String()
+	}
+	return host
+}
+
+// admit enters a connection among the pending ones, and cuts one off where there are too many.
+func (p *Port) admit(c *pendingConn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	if len(p.pending) >= pendingMax {
+		count := map[string]int{}
+		for o := range p.pending {
+			count[o.from]++
+		}
+		var victim *pendingConn
+		for o := range p.pending {
+			if victim == nil || count[o.from] > count[victim.from] || count[o.from] == count[victim.from] && o.since.Before(victim.since) {
+				victim = o
+			}
+		}
+		delete(p.pending, victim)
+		victim.Close()
+	}
+	p.pending[c] = struct{}{}
+	return true
+}
+
+func (p *Port) handshake(c *pendingConn) {
+	conn := tls.Server(c.Conn, p.tls)
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	err := conn.HandshakeContext(ctx)
+	cancel()
+	p.mu.Lock()
+	delete(p.pending, c)
+	p.mu.Unlock()
+	if err != nil {
+		p.log.Debug("handshake refused", zap.String("from", c.from), zap.Error(err))
+		c.Close()
+		return
+	}
+	state := conn.ConnectionState()
+	if state.NegotiatedProtocol == pki.ALPNJoin {
+		p.join(conn)
+		return
+	}
+	peer, err := pki.PeerOf(state)
+	if err == nil && p.allowed != nil {
+		err = p.allowed(peer)
+	}
+	if err != nil {
+		p.log.Warn("a member was turned away", zap.String("from", c.from), zap.Error(err))
+		c.Close()
+		return
+	}
+	q := p.rpc
+	if state.NegotiatedProtocol == pki.ALPNRaft {
+		q = p.raft
+	}
+	if !q.put(conn) {
+		conn.Close()
+	}
+}
+
+func (p *Port) join(conn *tls.Conn) {
+	select {
+	case p.joins <- struct{}{}:
+		defer func() { <-p.joins }()
+	default:
+		conn.Close()
+		return
+	}
+	if err := p.issuer.Serve(conn); err != nil {
+		p.log.Warn("a machine could not join", zap.Error(err))
+	}
+}
+
+// queue is a listener that is fed with connections.
+type queue struct {
+	addr net.Addr
+	c    chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func newQueue(addr net.Addr) *queue {
+	return &queue{addr: addr, c: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (q *queue) put(c net.Conn) bool {
+	select {
+	case q.c <- c:
+		return true
+	case <-q.done:
+		return false
+	}
+}
+
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.c:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+func (q *queue) Addr() net.Addr { return q.addr }
