@@ -19,16 +19,16 @@ func (m *Machine) Boot() error {
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	if err := m.enter(e); err != nil {
+	if err := m.vcpus[0].enter(e); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
 	m.ready = true
 	return nil
 }
 
-// enter sets the first vCPU's registers.
-func (m *Machine) enter(e boot.Entry) error {
-	v := m.vcpus[0]
+// enter sets the registers of a vCPU that is to run.
+func (v *vcpu) enter(e boot.Entry) error {
+
 	var s kvm.Sregs
 	if err := v.kvm.Sregs(&s); err != nil {
 		return err

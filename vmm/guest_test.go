@@ -97,7 +97,7 @@ func load(t testing.TB, m *Machine, code, isr []byte) {
 	gate(0x40, guestISR)
 	write(guestCode, code)
 	write(guestISR, isr)
-	if err := m.enter(userEntry()); err != nil {
+	if err := m.vcpus[0].enter(userEntry()); err != nil {
 		t.Fatal(err)
 	}
 	m.Lock()

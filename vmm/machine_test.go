@@ -148,4 +148,3 @@ var registersCode = func() []byte {
 	)
 	return append(c, 0xeb, byte(loop-len(c)-2))
 }()
-
