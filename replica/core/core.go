@@ -52,7 +52,6 @@ type Core struct {
 	in     stream
 	kept   *Staged       // held back
 	ask    *pact.Command // Promote or Confirm without an outcome
-	mark   *pact.Command // Mark without an outcome
 	asks   int           // numbers the IDs
 }
 
@@ -175,7 +174,7 @@ func (c *Core) command(k pact.Kind) *pact.Command {
 
 func (c *Core) end(how Ending, why string) []Action {
 	out := c.dropStream(why)
-	c.state, c.ask, c.mark = Ended, nil, nil
+	c.state, c.ask = Ended, nil
 	return append(out, Disarm{}, End{How: how, Why: why})
 }
 

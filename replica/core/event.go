@@ -62,8 +62,8 @@ type (
 	// Gap: this process has not run for the detection time.
 	Gap struct{}
 
-	// Activated: what Activate or ColdStart asked for is done, the guest runs. (The marker of its
-	// term is durable.)
+	// Activated: what Activate or ColdStart asked for is done, the guest runs. From here on the
+	// primary's side decides; it holds all output until the marker of its term is durable.
 	Activated struct{}
 
 	// Failed: it can't be done. The process has to end; the guest does not run here.
@@ -146,8 +146,9 @@ type (
 	// ColdStart boots the guest from its disks. Answer: Activated or Failed.
 	ColdStart struct{ Assignment pact.Assignment }
 
-	// Activate makes the image run: journal durable and applied, marker (Assignment.Term, From)
-	// durable, state loaded, clock advanced, held frames re-sent, vCPUs started. Answer: Activated or Failed.
+	// Activate makes the image run: journal durable and applied, state loaded, clock advanced, vCPUs
+	// started; held frames and announcements only once the marker (Assignment.Term, From) is durable.
+	// Answer: Activated or Failed.
 	Activate struct {
 		Assignment pact.Assignment
 		From       pact.Epoch

@@ -21,15 +21,9 @@ func (c *Core) applied(a pact.Assignment) []Action {
 		if c.ask != nil && c.ask.Term < a.Term {
 			c.ask = nil // settled, one way or the other
 		}
-		if c.mark != nil && c.mark.Term < a.Term {
-			c.mark = nil
-		}
 	}
 	if h := a.CurrentDisk.Host; h != "" && h != c.self.Host && a.Primary.Host != c.self.Host {
 		out = append(out, Outdated{Term: a.CurrentDisk.Term})
-	}
-	if c.marked() {
-		c.mark = nil
 	}
 	switch {
 	case a.Mode == pact.Stopped:
@@ -56,7 +50,7 @@ func (c *Core) appliedStopped() []Action {
 func (c *Core) appliedPrimary() []Action {
 	switch c.state {
 	case Primary:
-		return c.again()
+		return nil
 	case Activating:
 		if c.begun || c.ask != nil {
 			return c.again()
@@ -110,7 +104,7 @@ func (c *Core) appliedReplica(raised bool) []Action {
 		// A switchover: its own stopped machine is the image, at the final epoch.
 		c.state = Replica
 		c.img = image{touched: true, from: c.a.Primary, since: c.a.BaseTerm, acked: c.a.Base, complete: true}
-		c.frozen, c.begun, c.first, c.mark = false, false, true, nil
+		c.frozen, c.begun, c.first = false, false, true
 		return []Action{TakeReplica{Assignment: c.a, Base: c.a.Base}, Arm{FirstContact: true}}
 	}
 	if !raised {
@@ -160,12 +154,6 @@ func (c *Core) answered(e Answered) []Action {
 			return out
 		}
 	}
-	if c.mark != nil && e.ID == c.mark.ID {
-		if e.Unknown || !e.Verdict.Applied {
-			out = append(out, AskLater{})
-		}
-		return out
-	}
 	if c.ask == nil || e.ID != c.ask.ID {
 		return out
 	}
@@ -197,12 +185,6 @@ func (c *Core) again() []Action {
 	if c.ask != nil && c.heard <= c.a.Term {
 		out = append(out, Propose{*c.ask})
 	}
-	if c.state == Primary && c.a.Primary == c.self && !c.marked() {
-		if c.mark == nil {
-			c.mark = c.command(pact.Mark)
-		}
-		out = append(out, Propose{*c.mark})
-	}
 	if c.state == Replica && !c.in.welcomed && !c.first {
 		return append(out, c.promote("there is no stream")...)
 	}
@@ -213,14 +195,8 @@ func (c *Core) again() []Action {
 }
 
 func (c *Core) activated() []Action {
-	if c.state != Activating {
-		return nil
+	if c.state == Activating {
+		c.state = Primary
 	}
-	c.state = Primary
-	return c.again()
-}
-
-// marked says that Raft knows of the marker that this process has made durable.
-func (c *Core) marked() bool {
-	return c.a.CurrentDisk.Host == c.self.Host && c.a.CurrentDisk.Term >= max(c.a.Tenure, 1)
+	return nil
 }

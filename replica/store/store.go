@@ -261,15 +261,21 @@ func (s *Store) MarkOutdated(term pact.Term) error {
 	})
 }
 
-// TakeOver makes the journal durable, brings the disks up to it, empties it, and writes the marker.
-// When it returns this host's copy is the current one, durably, and the machine may write to the disks.
-func (s *Store) TakeOver(term pact.Term, epoch pact.Epoch) error {
+// Flush makes the journal durable, brings the disks up to it and empties it. When it returns the
+// machine may write to the disks.
+func (s *Store) Flush() error {
 	s.w.setDirect(false)
+	return s.w.do(s.w.flush)
+}
+
+// WriteMarker makes it durable that this host goes on from epoch as the guest's primary in term: its
+// copy is the current one. It comes after Flush and before any output.
+func (s *Store) WriteMarker(term pact.Term, epoch pact.Epoch) error {
 	return s.w.do(func() error {
-		if err := s.w.flush(); err != nil {
-			return err
-		}
 		return s.setMarks(func(m *mark.Mark) bool {
+			if m.State == mark.Current && m.Term >= term {
+				return false
+			}
 			m.State, m.Term, m.Epoch, m.Since = mark.Current, term, epoch, 0
 			return true
 		})

@@ -34,6 +34,13 @@ func open(t *testing.T, cfg Config) *Store {
 	return s
 }
 
+func takeOver(s *Store, t pact.Term, e pact.Epoch) error {
+	if err := s.Flush(); err != nil {
+		return err
+	}
+	return s.WriteMarker(t, e)
+}
+
 func state(t *testing.T, cfg Config) mark.Mark {
 	t.Helper()
 	m, err := mark.Read(cfg.Disks[0].Path)
@@ -85,7 +92,7 @@ func TestLifeOfACopy(t *testing.T) {
 	if m := state(t, cfg); m.State != mark.Outdated {
 		t.Fatalf("after a synchronization: %+v", m)
 	}
-	if err := s.TakeOver(6, 5); err != nil {
+	if err := takeOver(s, 6, 5); err != nil {
 		t.Fatal(err)
 	}
 	if m := state(t, cfg); m.State != mark.Current || m.Term != 6 || m.Epoch != 5 {
@@ -127,7 +134,7 @@ func TestManyEpochsThroughASmallJournal(t *testing.T) {
 	for e := pact.Epoch(1); e <= 200; e++ {
 		commit(t, s, e, false, int64(e)*512, fmt.Sprintf("epoch %d", e))
 	}
-	if err := s.TakeOver(2, 200); err != nil {
+	if err := takeOver(s, 2, 200); err != nil {
 		t.Fatal(err)
 	}
 	for e := int64(1); e <= 200; e++ {
@@ -189,7 +196,7 @@ func TestWrongSizeIsRefused(t *testing.T) {
 func TestALostDiskIsNotBlank(t *testing.T) {
 	cfg := config(t.TempDir())
 	s := open(t, cfg)
-	if err := s.TakeOver(3, 1); err != nil {
+	if err := takeOver(s, 3, 1); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
@@ -246,7 +253,7 @@ func TestDisklessGuest(t *testing.T) {
 	commit(t, s, 1, true, 0, "")
 	commit(t, s, 2, false, 0, "")
 	commit(t, s, 3, false, 0, "")
-	if err := s.TakeOver(3, 3); err != nil {
+	if err := takeOver(s, 3, 3); err != nil {
 		t.Fatal(err)
 	}
 }
