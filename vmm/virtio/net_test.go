@@ -1,0 +1,265 @@
+package virtio
+
+import (
+	"bytes"
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-ha/pollux/vmm/virtio/virtiotest"
+)
+
+func frame(i int) []byte {
+	return fmt.Appendf(append([]byte(nil), "\x52\x54\x00\x01\x02\x03\x52\x54\x00\x01\x02\x04\x88\xb5"...), "frame %d", i)
+}
+
+func (r *rig) send(t testing.TB, p []byte) {
+	t.Helper()
+	if _, err := unix.Write(r.wire, p); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// nic starts the NIC's driver.
+func nic(t testing.TB, r *rig, features uint64) *virtiotest.Driver {
+	t.Helper()
+	d := virtiotest.Find(t, r.Machine, r.net.Slot(), freeRAM)
+	d.EnableMSIX()
+	d.Start(t, features)
+	return d
+}
+
+// addRX gives the device n receive buffers of a size, and returns their addresses.
+func addRX(d *virtiotest.Driver, n int, size uint32) (bufs []uint64) {
+	for range n {
+		a := d.Alloc(uint64(size))
+		bufs = append(bufs, a)
+		d.Queues[netRX].Add(virtiotest.Desc{Addr: a, Len: size, Flags: writable})
+	}
+	return bufs
+}
+
+func TestTransmit(t *testing.T) {
+	r := newRig(t)
+	r.activate(t)
+	d := nic(t, r, virtiotest.Indirect|virtiotest.EventIdx)
+	q := d.Queues[netTX]
+	f := frame(1)
+	whole := d.Put(append(make([]byte, netHeaderSize), f...))
+	header, rest := d.Alloc(netHeaderSize), d.Put(f)
+	short := d.Put(make([]byte, netHeaderSize+frameMin-1))
+	q.Add(virtiotest.Desc{Addr: whole, Len: uint32(netHeaderSize + len(f))})
+	q.Add(virtiotest.Desc{Addr: header, Len: netHeaderSize}, virtiotest.Desc{Addr: rest, Len: uint32(len(f))})
+	q.Add(virtiotest.Desc{Addr: header, Len: 5}, virtiotest.Desc{Addr: header, Len: 7},
+		virtiotest.Desc{Addr: rest, Len: 6}, virtiotest.Desc{Addr: rest + 6, Len: uint32(len(f) - 6)})
+	q.AddIndirect(virtiotest.Desc{Addr: header, Len: netHeaderSize}, virtiotest.Desc{Addr: rest, Len: uint32(len(f))})
+	q.Add(virtiotest.Desc{Addr: short, Len: netHeaderSize + frameMin - 1})
+	q.Kick()
+	if n := len(q.Take()); n != 5 {
+		t.Fatalf("%d chains used", n)
+	}
+	if len(r.Frames) != 4 {
+		t.Fatalf("%d frames sent", len(r.Frames))
+	}
+	for i, got := range r.Frames {
+		if got.NIC != 0 || !bytes.Equal(got.Data, f) {
+			t.Errorf("frame %d is %q", i, got.Data)
+		}
+	}
+	r.Do(r.net.Suspend)
+	q.Add(virtiotest.Desc{Addr: whole, Len: uint32(netHeaderSize + len(f))})
+	q.Kick()
+	if len(r.Frames) != 4 {
+		t.Fatal("a suspended NIC sends")
+	}
+	r.activate(t)
+	if len(r.Frames) != 5 {
+		t.Fatal("an activated NIC does not look at its queue")
+	}
+}
+
+func TestReceive(t *testing.T) {
+	r := newRig(t)
+	r.activate(t)
+	d := nic(t, r, virtiotest.EventIdx)
+	q, msi := d.Queues[netRX], r.MSIs[msiBase(r.net.Slot())+1]
+	var seen [][]byte
+	r.Do(func() { r.net.OnReceive(func(p []byte) { seen = append(seen, bytes.Clone(p)) }) })
+	bufs := addRX(d, 3, 2048)
+	q.Kick()
+	for i := range 5 {
+		r.send(t, frame(i))
+	}
+	r.RunPolls()
+	used := q.Take()
+	if len(used) != 3 || len(seen) != 3 {
+		t.Fatalf("%d buffers used, %d frames seen", len(used), len(seen))
+	}
+	for i, u := range used {
+		want := append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0}, frame(i)...)
+		if got := d.Get(bufs[i], uint64(u.Len)); !bytes.Equal(got, want) || !bytes.Equal(seen[i], frame(i)) {
+			t.Errorf("frame %d is %q", i, got)
+		}
+	}
+	if msi.Count != 1 {
+		t.Errorf("%d interrupts", msi.Count)
+	}
+	if r.Polling() {
+		t.Fatal("the tap is polled without buffers")
+	}
+	// The others are still in the tap when there are buffers again.
+	bufs = addRX(d, 1, 16)
+	bufs = append(bufs, addRX(d, 1, 2048)...)
+	q.Kick()
+	if !r.Polling() {
+		t.Fatal("the tap is not polled with buffers")
+	}
+	r.RunPolls()
+	if used := q.Take(); len(used) != 0 {
+		t.Fatalf("frames went into a buffer that is too small: %v", used)
+	}
+}
+
+func TestReceiveOnlyWhenActive(t *testing.T) {
+	r := newRig(t)
+	d := nic(t, r, 0)
+	q := d.Queues[netRX]
+	bufs := addRX(d, 4, 2048)
+	q.Kick()
+	r.send(t, frame(1)) // stale by the time of the activation
+	if r.RunPolls() != 0 || len(q.Take()) != 0 {
+		t.Fatal("a NIC that is not active reads its tap")
+	}
+	r.activate(t)
+	r.RunPolls()
+	if len(q.Take()) != 0 {
+		t.Fatal("a stale frame was received")
+	}
+	r.send(t, frame(2))
+	r.RunPolls()
+	if used := q.Take(); len(used) != 1 {
+		t.Fatalf("used %v", used)
+	}
+	r.Do(func() {
+		if !r.net.Inject(frame(3)) || r.net.Inject(frame(4)[:10]) {
+			t.Error("injected: a good frame was refused, or a bad one taken")
+		}
+	})
+	if used := q.Take(); len(used) != 1 || !bytes.Equal(d.Get(bufs[1]+netHeaderSize, uint64(used[0].Len-netHeaderSize)), frame(3)) {
+		t.Fatalf("used %v", used)
+	}
+	r.Do(func() { r.net.SetActive(false) })
+	if r.Polling() {
+		t.Fatal("the tap is polled after the NIC was suspended")
+	}
+	r.Do(func() {
+		if r.net.Inject(frame(5)) {
+			t.Error("a suspended NIC received")
+		}
+	})
+}
+
+func TestFramesFromBeforeTheDriver(t *testing.T) {
+	r := newRig(t)
+	r.activate(t)
+	r.send(t, frame(1))
+	d := nic(t, r, 0)
+	addRX(d, 1, 2048)
+	d.Queues[netRX].Kick()
+	r.RunPolls()
+	if len(d.Queues[netRX].Take()) != 0 {
+		t.Fatal("a frame from before the driver was ready was received")
+	}
+}
+
+func TestEmit(t *testing.T) {
+	r := newRig(t)
+	if err := r.net.Emit(frame(1)); err != nil {
+		t.Fatal(err)
+	}
+	var p [2000]byte
+	if n, err := unix.Read(r.wire, p[:]); err != nil || !bytes.Equal(p[:n], frame(1)) {
+		t.Fatalf("%q, %v", p[:n], err)
+	}
+	for range 10000 { // a wire that nobody reads: frames are dropped, not an error
+		if err := r.net.Emit(frame(2)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLink(t *testing.T) {
+	r := newRig(t)
+	r.activate(t)
+	d := nic(t, r, 0)
+	msi := r.MSIs[msiBase(r.net.Slot())]
+	status := func() uint64 { return r.Load(d.Device+6, 2) }
+	before := d.Read(0x15, 1)
+	r.Do(func() { r.net.SetLink(false) })
+	if status() != 0 || msi.Count != 1 || d.Read(0x15, 1) == before || r.Load(d.ISR, 1) != 2 {
+		t.Fatalf("status %d, %d interrupts", status(), msi.Count)
+	}
+	r.Do(func() { r.net.SetLink(true); r.net.SetLink(true) })
+	if status() != 1 || msi.Count != 2 {
+		t.Fatalf("status %d, %d interrupts", status(), msi.Count)
+	}
+	// A tap that breaks takes the carrier away; another host's brings it back.
+	addRX(d, 1, 2048)
+	d.Queues[netRX].Kick()
+	unix.Close(r.wire)
+	r.wire = -1
+	r.Do(func() { r.net.fd = -1; r.net.receive() })
+	if status() != 0 || r.Polling() {
+		t.Fatalf("status %d, polling %v with a broken tap", status(), r.Polling())
+	}
+	to := r.move(t)
+	to.activate(t)
+	if got := to.Load(d.Device+6, 2); got != 1 || to.MSIs[msiBase(r.net.Slot())].Count == 0 || !to.Polling() {
+		t.Fatalf("status %d, polling %v on the other host", got, to.Polling())
+	}
+}
+
+func TestNetRestore(t *testing.T) {
+	r := newRig(t)
+	r.activate(t)
+	d := nic(t, r, virtiotest.EventIdx|virtiotest.Indirect)
+	addRX(d, 2, 2048)
+	d.Queues[netRX].Kick()
+	r.send(t, frame(1))
+	r.RunPolls()
+	d.Queues[netRX].Take()
+	// A notification that the device has not seen when the checkpoint is taken.
+	f := d.Put(append(make([]byte, netHeaderSize), frame(9)...))
+	d.Queues[netTX].Add(virtiotest.Desc{Addr: f, Len: uint32(netHeaderSize + len(frame(9)))})
+	to := r.move(t)
+	if to.Polling() || len(to.Frames) != 0 {
+		t.Fatal("a restore starts something")
+	}
+	to.activate(t)
+	if len(to.Frames) != 1 {
+		t.Fatalf("%d frames sent after the activation", len(to.Frames))
+	}
+	e := d.On(to.Machine)
+	to.send(t, frame(2))
+	to.RunPolls()
+	if used := e.Queues[netRX].Take(); len(used) != 1 || used[0].ID != 1 {
+		t.Fatalf("used %v", used)
+	}
+	for i, want := range []int{0, 2, 2} { // each queue's interrupt once more, and one for what it did then
+		if got := to.MSIs[i].Count; got < min(want, 1) || got > want {
+			t.Errorf("vector %d: %d interrupts", i, got)
+		}
+	}
+}
+
+func TestNetConfigErrors(t *testing.T) {
+	r := newRig(t)
+	r.Do(func() {
+		for _, c := range []NetConfig{{MAC: testMAC}, {Tap: r.net.file}, {Tap: r.net.file, MAC: []byte{1, 0, 0, 0, 0, 0}}} {
+			if _, err := NewNet(r, r.host, c); err == nil {
+				t.Errorf("%+v was accepted", c)
+			}
+		}
+	})
+}
