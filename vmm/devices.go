@@ -174,16 +174,18 @@ func (m *Machine) PowerButton() {
 // consoleRetry is how long typed bytes wait for a guest that takes none.
 const consoleRetry = 20 * time.Millisecond
 
-// feedConsole gives what is typed to the virtio console, or to the serial port of a guest that does
-// not use that.
+// feedConsole gives what is typed to the virtio console of a guest that has written there, to the
+// serial port of one that has not.
 func (m *Machine) feedConsole() {
 	buf := make([]byte, 256)
 	for {
 		n, err := m.cfg.ConsoleIn.Read(buf)
 		for p := buf[:n]; len(p) > 0; {
 			m.Lock()
-			taken := m.devices.console.Input(p)
-			if taken == 0 {
+			var taken int
+			if m.devices.console.Spoken() {
+				taken = m.devices.console.Input(p)
+			} else {
 				taken = m.devices.serial.Input(p)
 			}
 			m.Unlock()

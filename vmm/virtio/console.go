@@ -20,6 +20,7 @@ type Console struct {
 	device
 	chain chain
 	input []byte // not yet given to the guest
+	spoke bool
 	piece [consolePiece]byte
 }
 
@@ -47,8 +48,15 @@ func (c *Console) Input(p []byte) int {
 	return n
 }
 
+// Spoken says whether the guest has written to this console: only then it is worth typing on. A driver
+// alone says little, for every Linux kernel loads it. The device lock is held.
+func (c *Console) Spoken() bool {
+	// The used index tells of what was written before a restore.
+	return c.status&statusDriverOK != 0 && (c.spoke || c.queues[consoleTX].done != 0)
+}
+
 func (c *Console) start()          {}
-func (c *Console) reset()          {}
+func (c *Console) reset()          { c.spoke = false }
 func (c *Console) activate() error { return nil }
 func (c *Console) suspend()        {}
 func (c *Console) config() []byte  { return nil }
@@ -89,6 +97,7 @@ func (c *Console) transmit(ch *chain) uint32 {
 		if n == 0 {
 			break
 		}
+		c.spoke = true
 		c.p.Output().Console(c.piece[:n])
 		off += uint64(n)
 	}
