@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,9 +17,10 @@ const device = "/dev/net/tun"
 // the interface has one queue. The file is non-blocking and, so that frames cost no wake-up of the Go
 // runtime, not known to its poller: whoever reads it polls for itself.
 func Open(name string) (*os.File, error) {
+	// The kernel would choose a name of its own for an empty one and for a pattern like tap%d.
 	request, err := unix.NewIfreq(name)
-	if err != nil || name == "" {
-		return nil, fmt.Errorf("tap %q: a name has 1 to %d bytes", name, unix.IFNAMSIZ-1)
+	if err != nil || name == "" || strings.ContainsAny(name, "%/:\x00 \t\n") {
+		return nil, fmt.Errorf("tap %q: a name has 1 to %d bytes, and no blank, slash, colon or percent sign", name, unix.IFNAMSIZ-1)
 	}
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {
