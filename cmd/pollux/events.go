@@ -12,13 +12,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pollux-ha/pollux/audit"
 	"github.com/pollux-ha/pollux/console"
 )
 
 func (p *program) eventsCommand() *cobra.Command {
 	var follow bool
 	var limit int
-	var guest, kind string
+	var guest, kind, file string
 	var since time.Duration
 	cmd := &cobra.Command{
 		Use:   "events",
@@ -28,6 +29,16 @@ func (p *program) eventsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if limit < 1 {
 				return usagef("--limit %d: at least 1", limit)
+			}
+			if file != "" {
+				f := audit.Filter{Guest: guest}
+				if kind != "" {
+					f.Kinds = []audit.Kind{audit.Kind(kind)}
+				}
+				if since > 0 {
+					f.Since = time.Now().Add(-since)
+				}
+				return p.eventsOfFile(cmd, file, limit, follow, f)
 			}
 			wanted := func(e console.Event) bool {
 				return (kind == "" || e.Kind == kind) && (since == 0 || time.Since(e.Time) <= since)
@@ -67,7 +78,8 @@ func (p *program) eventsCommand() *cobra.Command {
 	cmd.Flags().StringVar(&guest, "guest", "", "only those of this guest")
 	cmd.Flags().StringVar(&kind, "kind", "", "only those of this kind")
 	cmd.Flags().DurationVar(&since, "since", 0, "only those not older than this")
-	p.addEventRooms(cmd)
+	cmd.Flags().StringVar(&file, "file", "", "read this log file instead of asking the daemon")
+	cmd.AddCommand(p.eventsVerifyCommand())
 	return p.withOutput(cmd)
 }
 
