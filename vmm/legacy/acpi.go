@@ -15,7 +15,7 @@ const (
 	pmTimerHz = 3_579_545
 
 	pm1PowerButton = 1 << 8 // PWRBTN_STS and PWRBTN_EN
-	pm1Status      = 0x8f31 // status bits, cleared by writing one
+	pm1Status      = 0xc731 // status bits, cleared by writing one
 	pm1Enable      = 0x4721 // timer, global lock, power and sleep button, RTC, PCIe wake
 	pm1SCI         = 1      // SCI_EN of the control register: always, there is no SMI
 	pm1SleepType   = 7 << 10

@@ -173,13 +173,11 @@ func (h *Host) driveLine(gsi int, force bool) {
 // Activate drives all INTx lines to their levels: an interrupt controller's saved state does not
 // include the levels of its inputs.
 func (h *Host) Activate() error {
-	for slot := range pciLines {
+	for slot := range platform.PCIInterruptLines {
 		h.driveLine(platform.PCIInterrupt(slot), true)
 	}
 	return nil
 }
-
-const pciLines = 4
 
 func (h *Host) read(bdf, off int, data []byte) {
 	for i := range data {

@@ -19,13 +19,14 @@ const (
 	// RTCCenturyIndex is the FADT's CENTURY field: the CMOS index of the century.
 	RTCCenturyIndex = 0x32
 
-	pciINTxBase  = 16
-	pciINTxLines = 4
+	pciINTxBase = 16
+	// PCIInterruptLines is the number of GSIs that PCI devices share.
+	PCIInterruptLines = 4
 )
 
 // PCIInterrupt is the GSI (level-triggered, active high) to which INTA# of the PCI device in a slot
 // of bus 0 is wired; the DSDT's _PRT has one entry for each slot that says the same.
-func PCIInterrupt(slot int) int { return pciINTxBase + slot%pciINTxLines }
+func PCIInterrupt(slot int) int { return pciINTxBase + slot%PCIInterruptLines }
 
 // Suspender is a part that works beside the vCPUs: it reads a tap, or has a worker of its own.
 // After Suspend it touches neither guest memory nor its rings nor the outside world until it is

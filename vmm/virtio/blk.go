@@ -38,6 +38,7 @@ const (
 	blkSizeMax    = 64 << 10               // of a segment
 	blkRequestMax = blkSegMax * blkSizeMax // bytes; a longer request fails
 	blkWaitingMax = 16 << 20               // bytes of requests taken off the ring; one more may exceed it
+	blkTakeMax    = 1 << 20                // bytes taken off the ring at once: the device lock is held meanwhile
 )
 
 // File is a disk's storage: a raw image. Its methods are called from one goroutine at a time, without
@@ -147,12 +148,13 @@ func (b *Blk) kick(int) {
 func (b *Blk) take() {
 	q := &b.queues[0]
 	b.full = false
+	before := b.waiting
 	for n := 0; ; n++ {
 		if b.waiting >= blkWaitingMax {
 			b.full = true // completions go on from here
 			return
 		}
-		if n == int(q.size) {
+		if n == int(q.size) || b.waiting-before >= blkTakeMax {
 			b.later(0)
 			return
 		}

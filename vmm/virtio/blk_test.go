@@ -440,6 +440,7 @@ func TestBlkWaitingIsBounded(t *testing.T) {
 	}
 	d.queue().Kick()
 	<-begun
+	r.Wait(t, "all that may wait", func() bool { return r.blk.full })
 	r.Do(func() {
 		if r.blk.waiting > blkWaitingMax+blkRequestMax || len(r.blk.inflight) >= n {
 			t.Errorf("%d bytes in %d requests wait", r.blk.waiting, len(r.blk.inflight))
