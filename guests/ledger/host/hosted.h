@@ -2,7 +2,7 @@
 #ifndef LEDGER_HOSTED_H
 #define LEDGER_HOSTED_H
 
-#include "../machine.h"
+#include "../core/machine.h"
 
 // Deterministic noise for fault injection.
 struct noise {

@@ -19,11 +19,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../hash.h"
-#include "../journal.h"
-#include "../ledger.h"
-#include "../net.h"
-#include "../text.h"
+#include "../core/hash.h"
+#include "../core/journal.h"
+#include "../core/ledger.h"
+#include "../core/net.h"
+#include "../core/text.h"
 #include "hosted.h"
 
 u8 nic_mac[6] = {0x52, 0x54, 0, 0x1e, 0xd6, 0xe2};

@@ -4,12 +4,12 @@
 
 #define HASH_SIZE 1024
 
-struct conn tcp_connections[TCP_CONNECTIONS];
+struct conn tcp_connections[TCP_CONNECTIONS] __attribute__((aligned(4096), section(".bss.large")));
 struct set tcp_open;
 struct pool pool_in, pool_out;
 struct tcp_counters tcp_counters;
 static u32 connections_max;
-static u16 chains[HASH_SIZE]; // number + 1 of the first connection
+static u16 chains[HASH_SIZE] __attribute__((section(".bss.large"))); // number + 1 of the first connection
 
 // RFC 5961, section 10: challenge ACKs are limited, all connections together.
 #define CHALLENGES_PER_SECOND 200

@@ -41,7 +41,7 @@ struct record {
 	u8 data[]; // key, value, zeros up to a multiple of 8
 };
 
-static u8 buffers[2][BATCH_MAX] __attribute__((aligned(4096)));
+static u8 buffers[2][BATCH_MAX] __attribute__((aligned(4096), section(".bss.large")));
 static u32 filling;       // the buffer that takes records
 static u32 filled;        // its length, with the head; just the head: empty
 static u32 writing_bytes; // of the batch under way, in whole units

@@ -7,8 +7,8 @@
 #define SCRATCH (REQUEST_MAX + 64) // a request that is in pieces is put together here
 #define STARVED_AFTER (30 * SECOND)
 
-static u8 scratch[SCRATCH];
-static struct request request;
+static u8 scratch[SCRATCH] __attribute__((section(".bss.large")));
+static struct request request __attribute__((section(".bss.large")));
 static u64 last_id;
 static struct set gated;                        // connections with replies that wait for the journal
 static struct set waiting_pool, waiting_journal; // sessions that session_resume looks at

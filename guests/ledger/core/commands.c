@@ -18,7 +18,7 @@ struct call {
 };
 
 static u32 command_count(void);
-static char names[TCP_CONNECTIONS][NAME_MAX]; // CLIENT SETNAME; written only when used
+static char names[TCP_CONNECTIONS][NAME_MAX] __attribute__((section(".bss.large"))); // CLIENT SETNAME; written only when used
 static u64 last_delete, last_change;          // journal batches
 u64 commands_run;
 
@@ -232,7 +232,7 @@ static bool overruled(const struct call *k, u32 i)
 
 static enum wait do_mset(struct call *k)
 {
-	static struct entry *prepared[ARGUMENTS_MAX / 2]; // null: overruled
+	static struct entry *prepared[ARGUMENTS_MAX / 2] __attribute__((section(".bss.large"))); // null: overruled
 	if (k->argc % 2 == 0)
 		return wrong_arguments(k);
 	u32 bytes = 0, n = k->argc / 2;

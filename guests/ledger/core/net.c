@@ -25,7 +25,7 @@ static struct neighbour {
 	u8 tries;
 	bool known; // mac is valid
 	u64 confirmed, asked, used;
-} neighbours[ARP_ENTRIES];
+} neighbours[ARP_ENTRIES] __attribute__((section(".bss.large")));
 
 static u8 *out_frame; // between ip_begin and ip_send
 static u32 out_length;

@@ -40,7 +40,7 @@ enum parsed resp_bulk(const u8 *p, u32 n, struct request *r)
 }
 
 // Inline commands are unquoted in here; only the request being executed refers to it.
-static u8 inline_line[INLINE_MAX];
+static u8 inline_line[INLINE_MAX] __attribute__((section(".bss.large")));
 
 static int hex_digit(u8 c)
 {
