@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"errors"
 	"fmt"
 
 	"go.uber.org/zap"
@@ -93,22 +92,13 @@ func (v *vcpu) awaitHeal() {
 	g.Unlock()
 }
 
-// Heal replaces a damaged page: the bad one is given back to the kernel, a fresh one takes its
-// place and holds data, and the vCPUs that wait for it go on. The page does not count as written:
-// data is what the twin already has.
+// Heal puts a fresh page with data in the place of a damaged one, and the vCPUs that wait for it go
+// on. It may be called at any time. The page does not count as written: data is what the twin
+// already has.
 func (m *Machine) Heal(page int, data []byte) error {
-	if page < 0 || page >= m.ram.Pages() || len(data) != memory.PageSize {
-		return fmt.Errorf("heal page %d of %d with %d bytes: %w", page, m.ram.Pages(), len(data), unix.EINVAL)
+	if err := m.ram.Replace(page, data); err != nil {
+		return fmt.Errorf("heal a page of guest memory: %w", err)
 	}
-	to := m.ram.Page(page)
-	// DONTNEED drops what is mapped here, a poison mark included; REMOVE takes the page out of the
-	// file, so that no other mapping brings it back.
-	err := errors.Join(unix.Madvise(to, unix.MADV_DONTNEED), unix.Madvise(to, unix.MADV_REMOVE))
-	if err != nil {
-		return fmt.Errorf("give back the damaged page %d: %w", page, err)
-	}
-	copy(to, data)
-
 	g := &m.gate
 	g.Lock()
 	defer g.Unlock()

@@ -139,6 +139,9 @@ func (m *Machine) attend(v *vcpu) bool {
 func (m *Machine) pauseHere() {
 	g := &m.gate
 	g.requested, g.pausing, g.pauser = false, true, unix.Gettid()
+	if g.out.Before(g.since) { // they were here already
+		g.out = g.since
+	}
 	m.pause.timings = CaptureTimings{Stop: g.out.Sub(g.since), State: time.Since(g.out)}
 	wasStaying := g.staying
 	g.Unlock()

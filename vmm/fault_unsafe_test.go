@@ -1,0 +1,216 @@
+package vmm
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-ha/pollux/vmm/boot"
+	"github.com/pollux-ha/pollux/vmm/memory"
+)
+
+// poisoner makes pages of a machine's RAM behave as if their memory were damaged
+// (Documentation/admin-guide/mm/userfaultfd.rst, UFFDIO_POISON).
+type poisoner struct {
+	fd  int
+	ram *memory.RAM
+}
+
+const (
+	uffdioAPI      = 0xc018aa3f
+	uffdioRegister = 0xc020aa00
+	uffdioPoison   = 0xc020aa08
+	uffdAPI        = 0xaa
+	uffdPoison     = 1 << 14
+	uffdMissing    = 1
+)
+
+func newPoisoner(t *testing.T, ram *memory.RAM) *poisoner {
+	t.Helper()
+	fd, _, e := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	if e != 0 {
+		t.Skipf("needs userfaultfd to damage memory: %v", e)
+	}
+	t.Cleanup(func() { unix.Close(int(fd)) })
+	ioctl := func(req uintptr, a *[4]uint64) unix.Errno {
+		_, _, e := unix.Syscall(unix.SYS_IOCTL, fd, req, uintptr(unsafe.Pointer(a)))
+		return e
+	}
+	if e := ioctl(uffdioAPI, &[4]uint64{uffdAPI, uffdPoison}); e != 0 {
+		t.Skipf("needs UFFDIO_POISON (Linux 6.6): %v", e)
+	}
+	// A hole would wait for a handler that is not there.
+	if err := unix.Madvise(ram.Bytes(), unix.MADV_POPULATE_WRITE); err != nil {
+		t.Fatal(err)
+	}
+	base := uint64(uintptr(unsafe.Pointer(&ram.Bytes()[0])))
+	if e := ioctl(uffdioRegister, &[4]uint64{base, ram.Size(), uffdMissing}); e != 0 {
+		t.Fatalf("UFFDIO_REGISTER: %v", e)
+	}
+	return &poisoner{int(fd), ram}
+}
+
+func (p *poisoner) damage(t *testing.T, page int) {
+	t.Helper()
+	mem := p.ram.Page(page)
+	for range 1000 {
+		if err := unix.Madvise(mem, unix.MADV_DONTNEED); err != nil {
+			t.Fatal(err)
+		}
+		a := [4]uint64{uint64(uintptr(unsafe.Pointer(&mem[0]))), memory.PageSize}
+		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), uffdioPoison, uintptr(unsafe.Pointer(&a)))
+		if e == 0 {
+			return
+		}
+		if e != unix.EEXIST { // the guest was quicker
+			t.Fatalf("UFFDIO_POISON: %v", e)
+		}
+	}
+	t.Fatal("the page does not get damaged: the guest is always quicker")
+}
+
+// readHeap reads the page whose address is at guestData+0x100 again and again, puts what it saw at
+// guestData+8 and counts.
+var readHeap = newAsm().ebx(guestData).
+	label("again").
+	raw(0x48, 0x8b, 0xb3, 0x00, 0x01, 0x00, 0x00). // mov rsi,[rbx+0x100]
+	raw(0x48, 0xff, 0x03).                         // inc qword [rbx]
+	raw(0x48, 0x8b, 0x06).                         // mov rax,[rsi]
+	raw(0x48, 0x89, 0x43, 0x08).                   // mov [rbx+8],rax
+	jmp("again").bytes()
+
+func TestHealDamagedPage(t *testing.T) {
+	for _, privileged := range []bool{false, true} {
+		name := map[bool]string{false: "CPL 3", true: "CPL 0"}[privileged]
+		t.Run(name, func(t *testing.T) {
+			const page = guestHeap / memory.PageSize
+			c := NewCapture(1 << 15)
+			faults := make(chan MemoryFault, 10)
+			captured := make(chan error)
+			m := newMachine(t, Config{
+				OnMemoryFault: func(f MemoryFault) { faults <- f },
+				OnPause:       func(p *Pause) bool { captured <- p.Capture(c); return true },
+			})
+			load(t, m, readHeap, nil)
+			if privileged {
+				e := userEntry()
+				e.CS.Selector, e.CS.DPL = selKernelCS, 0
+				e.Data = boot.Segment{Selector: selKernelSS, Limit: 0xffffffff, Type: 3, Present: 1, S: 1, DB: 1, G: 1}
+				if err := m.vcpus[0].enter(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			content := bytes.Repeat([]byte{0x5a}, memory.PageSize)
+			if err := m.RAM().Write(guestData+0x100, binary.LittleEndian.AppendUint64(nil, guestHeap)); err != nil {
+				t.Fatal(err)
+			}
+			p := newPoisoner(t, m.RAM())
+			if err := m.SetDirtyLogging(true); err != nil {
+				t.Fatal(err)
+			}
+			start(t, m)
+			m.RequestPause()
+			if err := <-captured; err != nil {
+				t.Fatal(err)
+			}
+			for round := range 20 {
+				page := page + round // the injector can't reach a page that has been replaced
+				if err := m.RAM().Write(guestData+0x100, binary.LittleEndian.AppendUint64(nil, uint64(page*memory.PageSize))); err != nil {
+					t.Fatal(err)
+				}
+				at := m.peek(guestData)
+				eventually(t, "the guest counts", func() bool { return m.peek(guestData) > at+10 })
+				m.RequestPause()
+				if err := <-captured; err != nil {
+					t.Fatal(err)
+				}
+				p.damage(t, page)
+				f := <-faults
+				if f.Page != page || f.VCPU != 0 || f.Optional {
+					t.Fatalf("fault %+v, want page %d of vCPU 0", f, page)
+				}
+				at = m.peek(guestData)
+				// A pause still works; where the access is half done it says that it can't save.
+				m.RequestPause()
+				if err := <-captured; err != nil && !errors.Is(err, ErrMemoryFault) {
+					t.Fatal(err)
+				} else if err != nil && !privileged {
+					t.Fatalf("the vCPU stands at an instruction boundary: %v", err)
+				}
+				if now := m.peek(guestData); now != at {
+					t.Fatalf("the guest runs on a damaged page: %d, then %d", at, now)
+				}
+				binary.LittleEndian.PutUint64(content, uint64(round)+1000)
+				if err := m.Heal(page, content); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the guest sees the healed page", func() bool { return m.peek(guestData+8) == uint64(round)+1000 })
+				m.RequestPause()
+				if err := <-captured; err != nil {
+					t.Fatal(err)
+				}
+				if slices.Contains(c.Pages, uint32(page)) {
+					t.Fatal("a healed page counts as written")
+				}
+			}
+		})
+	}
+}
+
+// Damage to a page that has to be copied is an error of the capture, nothing is lost by it, and the
+// process lives.
+func TestCaptureMeetsDamagedPage(t *testing.T) {
+	const page = guestHeap/memory.PageSize + 77
+	c := NewCapture(1 << 15)
+	faults := make(chan MemoryFault, 10)
+	captured := make(chan error)
+	m := newMachine(t, Config{
+		OnMemoryFault: func(f MemoryFault) { faults <- f },
+		OnPause:       func(p *Pause) bool { captured <- p.Capture(c); return true },
+	})
+	load(t, m, countCode, nil)
+	p := newPoisoner(t, m.RAM())
+	if err := m.SetDirtyLogging(true); err != nil {
+		t.Fatal(err)
+	}
+	start(t, m)
+	for i := range 10 {
+		m.RequestPause()
+		if err := <-captured; err != nil {
+			t.Fatal(err)
+		}
+		victim := page + i
+		other := page + 100 + i
+		for _, w := range []int{victim, other} {
+			if err := m.RAM().Write(uint64(w*memory.PageSize), []byte{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.damage(t, victim)
+		m.RequestPause()
+		if err := <-captured; !errors.Is(err, ErrMemoryFault) {
+			t.Fatalf("capture of a damaged page: %v", err)
+		}
+		if f := <-faults; f.Page != victim || f.VCPU != -1 {
+			t.Fatalf("fault %+v, want page %d", f, victim)
+		}
+		content := bytes.Repeat([]byte{byte(i)}, memory.PageSize)
+		if err := m.Heal(victim, content); err != nil {
+			t.Fatal(err)
+		}
+		m.RequestPause()
+		if err := <-captured; err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range []int{victim, other} {
+			if !slices.Contains(c.Pages, uint32(w)) {
+				t.Errorf("page %d was lost with the failed capture", w)
+			}
+		}
+	}
+}
