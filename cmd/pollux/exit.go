@@ -50,13 +50,19 @@ var exitCodes = map[console.Code]int{
 	console.CodeFailed:            exitFailed,
 }
 
-// exitError carries an exit code of its own.
+// exitError carries an exit code of its own. Without an error everything has been said.
 type exitError struct {
 	code int
 	err  error
 }
 
-func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
 func (e *exitError) Unwrap() error { return e.err }
 
 // usagef makes an error of the command line.

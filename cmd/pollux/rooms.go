@@ -4,5 +4,5 @@ import "github.com/spf13/cobra"
 
 // addRooms adds the commands that other packages bring.
 func (p *program) addRooms(root *cobra.Command, add func(group string, commands ...*cobra.Command)) {
-	add("try", newVMCommand())
+	add("try", p.demoCommand(), newVMCommand())
 }

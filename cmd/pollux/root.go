@@ -40,7 +40,9 @@ func run(ctx context.Context, args []string) int {
 	if !p.begun && code == exitFailed {
 		code = exitUsage
 	}
-	fmt.Fprintln(os.Stderr, "pollux:", err)
+	if text := err.Error(); text != "" {
+		fmt.Fprintln(os.Stderr, "pollux:", text)
+	}
 	if code == exitUsage {
 		fmt.Fprintln(os.Stderr, "Run `pollux help` or `pollux COMMAND --help` to see how it is used.")
 	}

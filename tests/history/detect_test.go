@@ -154,11 +154,11 @@ func TestRecorder(t *testing.T) {
 		t.Errorf("longest wait %v", d)
 	}
 
-	if err := r.AwaitReply(t.Context(), 62*ms); err != nil {
+	if err := r.AwaitReplies(t.Context(), 62*ms, 1); err != nil {
 		t.Error(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- r.AwaitReply(t.Context(), 70*ms) }()
+	go func() { done <- r.AwaitReplies(t.Context(), 70*ms, 2) }()
 	r.Add(set(0, 64*ms, Never, "f"))
 	r.Add(set(1, 69*ms, 80*ms, "g"))
 	select {
@@ -167,6 +167,12 @@ func TestRecorder(t *testing.T) {
 	default:
 	}
 	r.Add(set(1, 71*ms, 90*ms, "h"))
+	select {
+	case <-done:
+		t.Fatal("one client's reply ended the wait for two")
+	default:
+	}
+	r.Add(set(0, 72*ms, 91*ms, "i"))
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

@@ -13,17 +13,20 @@ type Recorder struct {
 
 	mu         sync.Mutex
 	operations []Operation // in the order in which they ended
-	latestCall time.Duration
+	latestCall map[int]time.Duration // by client, of those requests that were answered
 	waiters    []waiter
 }
 
 type waiter struct {
-	call time.Duration
-	done chan struct{}
+	call    time.Duration
+	clients int
+	done    chan struct{}
 }
 
 // NewRecorder starts an empty recording.
-func NewRecorder() *Recorder { return &Recorder{start: time.Now(), latestCall: -1} }
+func NewRecorder() *Recorder {
+	return &Recorder{start: time.Now(), latestCall: make(map[int]time.Duration)}
+}
 
 // Now is the time on the recorder's clock.
 func (r *Recorder) Now() time.Duration { return time.Since(r.start) }
@@ -36,13 +39,13 @@ func (r *Recorder) Add(o Operation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.operations = append(r.operations, o)
-	if !o.Known() || o.Call <= r.latestCall {
+	if !o.Known() {
 		return
 	}
-	r.latestCall = o.Call
+	r.latestCall[o.Client] = max(r.latestCall[o.Client], o.Call)
 	rest := r.waiters[:0]
 	for _, w := range r.waiters {
-		if w.call <= o.Call {
+		if r.answered(w.call) >= w.clients {
 			close(w.done)
 		} else {
 			rest = append(rest, w)
@@ -51,14 +54,26 @@ func (r *Recorder) Add(o Operation) {
 	r.waiters = rest
 }
 
-// AwaitReply waits until a request that was sent at call or later has been answered.
-func (r *Recorder) AwaitReply(ctx context.Context, call time.Duration) error {
+// answered counts the clients of whom a request sent at call or later has been answered.
+func (r *Recorder) answered(call time.Duration) int {
+	n := 0
+	for _, c := range r.latestCall {
+		if c >= call {
+			n++
+		}
+	}
+	return n
+}
+
+// AwaitReplies waits until so many clients have got a reply to a request that they sent at call or
+// later.
+func (r *Recorder) AwaitReplies(ctx context.Context, call time.Duration, clients int) error {
 	r.mu.Lock()
-	if r.latestCall >= call {
+	if r.answered(call) >= clients {
 		r.mu.Unlock()
 		return nil
 	}
-	w := waiter{call: call, done: make(chan struct{})}
+	w := waiter{call: call, clients: clients, done: make(chan struct{})}
 	r.waiters = append(r.waiters, w)
 	r.mu.Unlock()
 	select {
