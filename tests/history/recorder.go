@@ -12,7 +12,7 @@ type Recorder struct {
 	start time.Time
 
 	mu         sync.Mutex
-	operations []Operation // in the order in which they ended
+	operations []Operation           // in the order in which they ended
 	latestCall map[int]time.Duration // by client, of those requests that were answered
 	waiters    []waiter
 }
