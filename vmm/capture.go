@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,7 +66,7 @@ func touch(b []byte) {
 // OnPause that it is given to.
 type Pause struct {
 	m       *Machine
-	valid   bool
+	valid   atomic.Bool
 	timings CaptureTimings
 }
 
@@ -76,7 +77,7 @@ var errNoPause = errors.New("a pause is used after its OnPause has returned")
 // page is damaged; it has been reported as a MemoryFault too.
 func (p *Pause) Capture(c *Capture) error {
 	m := p.m
-	if !p.valid {
+	if !p.valid.Load() {
 		return errNoPause
 	}
 	for _, v := range m.vcpus {
@@ -119,7 +120,7 @@ func (p *Pause) Capture(c *Capture) error {
 // Forget drops the record of everything written up to now, without copying it. Whoever starts to
 // copy the whole memory beside the running guest begins with it.
 func (p *Pause) Forget() error {
-	if !p.valid {
+	if !p.valid.Load() {
 		return errNoPause
 	}
 	if _, err := p.m.dirty.harvest(p.m); err != nil {

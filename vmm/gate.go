@@ -149,9 +149,9 @@ func (m *Machine) pauseHere() {
 	goOn := true
 	m.Lock()
 	if m.cfg.OnPause != nil {
-		m.pause.valid = true
+		m.pause.valid.Store(true)
 		goOn = m.cfg.OnPause(&m.pause)
-		m.pause.valid = false
+		m.pause.valid.Store(false)
 	}
 	switch {
 	case !goOn && !wasStaying:

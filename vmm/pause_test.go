@@ -63,19 +63,6 @@ func (w *writer) write(t testing.TB) {
 	eventually(t, "the guest has written", func() bool { return w.m.peek(guestData+8) == w.turn })
 }
 
-// captures starts the writer's machine and returns a function that captures once. Its contents are
-// checked against the guest's memory.
-func captures(t testing.TB, m *Machine, c *Capture) func() {
-	t.Helper()
-	if err := m.SetDirtyLogging(true); err != nil {
-		t.Fatal(err)
-	}
-	start(t, m)
-	return func() {
-		m.RequestPause()
-	}
-}
-
 func TestDirtyTrackingIsExact(t *testing.T) {
 	const first, pages = guestHeap / memory.PageSize, 3000
 	c := NewCapture(16) // it has to grow
@@ -93,10 +80,13 @@ func TestDirtyTrackingIsExact(t *testing.T) {
 		return true
 	}})
 	load(t, m, writeList(), nil)
-	request := captures(t, m, c)
+	if err := m.SetDirtyLogging(true); err != nil {
+		t.Fatal(err)
+	}
+	start(t, m)
 	capture := func() {
 		t.Helper()
-		request()
+		m.RequestPause()
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
