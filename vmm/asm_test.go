@@ -32,7 +32,6 @@ func (a *asm) short(op byte, to string) *asm {
 
 func (a *asm) jmp(to string) *asm { return a.short(0xeb, to) }
 func (a *asm) je(to string) *asm  { return a.short(0x74, to) }
-func (a *asm) jne(to string) *asm { return a.short(0x75, to) }
 
 func (a *asm) imm32(op []byte, v uint32) *asm {
 	a.b = append(a.b, op...)
@@ -42,11 +41,9 @@ func (a *asm) imm32(op []byte, v uint32) *asm {
 
 // Loads of a 32-bit value, zero-extended.
 func (a *asm) eax(v uint32) *asm { return a.imm32([]byte{0xb8}, v) }
-func (a *asm) ecx(v uint32) *asm { return a.imm32([]byte{0xb9}, v) }
 func (a *asm) edx(v uint32) *asm { return a.imm32([]byte{0xba}, v) }
 func (a *asm) ebx(v uint32) *asm { return a.imm32([]byte{0xbb}, v) }
 func (a *asm) esi(v uint32) *asm { return a.imm32([]byte{0xbe}, v) }
-func (a *asm) edi(v uint32) *asm { return a.imm32([]byte{0xbf}, v) }
 
 // store32 is mov dword [address], v, by way of rax.
 func (a *asm) store32(address, v uint32) *asm { return a.eax(address).imm32([]byte{0xc7, 0x00}, v) }

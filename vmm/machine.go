@@ -300,8 +300,8 @@ func (m *Machine) Start() error {
 var ErrInPause = errors.New("stop was called inside of a pause")
 
 // Stop ends the run: when it returns no vCPU is in the guest or will be, the disk workers have
-// drained, taps are not read. It may be called at any time, from any goroutine, more than once. A
-// stopped machine runs again only after LoadState.
+// drained, taps are not read. It may be called at any time, from any goroutine that does not hold
+// the device lock, more than once. A stopped machine runs again only after LoadState.
 func (m *Machine) Stop() error {
 	g := &m.gate
 	g.Lock()

@@ -38,7 +38,7 @@ func (m *monitor) wait(spin bool) {
 	}
 	for m.word.Load() == w {
 		// EAGAIN (the word has changed) and EINTR are seen in the loop's condition.
-		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.word)), futexWait, uintptr(w), 0, 0, 0)
+		_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.word)), futexWait, uintptr(w), 0, 0, 0)
 	}
 	m.Lock()
 	m.waiters--
@@ -48,6 +48,6 @@ func (m *monitor) wait(spin bool) {
 func (m *monitor) broadcast() {
 	m.word.Add(1)
 	if m.waiters > 0 {
-		unix.Syscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.word)), futexWake, 1<<30)
+		_, _, _ = unix.Syscall(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&m.word)), futexWake, 1<<30)
 	}
 }
