@@ -38,6 +38,9 @@ type Result struct {
 	// SwitchoverGapMs is the longest gap that a client saw around the story's switchover.
 	SwitchoverGapMs float64 `json:"switchover_gap_ms,omitempty"`
 
+	// EventLogsWhole: the hash chains of all machines' event logs hold.
+	EventLogsWhole bool `json:"event_logs_whole"`
+
 	Operations   int    `json:"operations"`
 	Acknowledged int    `json:"acknowledged_writes"`
 	Epochs       uint64 `json:"epochs"`
@@ -98,7 +101,7 @@ type Strike struct {
 func (r *Result) Good() bool {
 	return r.LostWrites == 0 && r.Resets == 0 && r.StaleReads == 0 && r.CorruptReads == 0 && r.Duplicated == 0 &&
 		r.ServerErrors == 0 && r.Linearizable == history.Linearizable && r.Verified && !r.Stuck && r.ProtectedAgain &&
-		r.LoadFailure == "" && r.Error == ""
+		r.EventLogsWhole && r.LoadFailure == "" && r.Error == ""
 }
 
 // judge fills in what the checkers say.
@@ -163,7 +166,9 @@ func (r *Result) WriteText(w io.Writer) {
 		wire += fmt.Sprintf(" for %.1f MB of dirtied pages", float64(r.DirtyBytes)/1e6)
 	}
 	line("sent to the twin", "%s", wire)
-	line("protected again", "%s", map[bool]string{true: "yes", false: "NO"}[r.ProtectedAgain])
+	yes := map[bool]string{true: "yes", false: "NO"}
+	line("protected again", "%s", yes[r.ProtectedAgain])
+	line("event logs whole", "%s", yes[r.EventLogsWhole])
 	if r.Fault != "" {
 		line("rounds", "%d of %s, seed %d", r.Rounds, r.Fault, r.Seed)
 	}

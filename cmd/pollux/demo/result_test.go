@@ -10,7 +10,7 @@ import (
 )
 
 func good() *Result {
-	r := &Result{Linearizable: history.Linearizable, Verified: true, Strikes: []Strike{
+	r := &Result{Linearizable: history.Linearizable, Verified: true, EventLogsWhole: true, Strikes: []Strike{
 		{HitPrimary: true, TakeoverMs: 30, ProtectedAgain: true},
 		{HitPrimary: true, TakeoverMs: 10, ProtectedAgain: true},
 		{HitPrimary: true, TakeoverMs: 20, ProtectedAgain: true},
@@ -39,6 +39,7 @@ func TestResult(t *testing.T) {
 		"order":      func(r *Result) { r.Linearizable = history.NotLinearizable },
 		"undecided":  func(r *Result) { r.Linearizable = history.Undecided },
 		"unverified": func(r *Result) { r.Verified = false },
+		"log":        func(r *Result) { r.EventLogsWhole = false },
 		"stuck":      func(r *Result) { r.Stuck = true },
 		"load":       func(r *Result) { r.LoadFailure = "Error: Connection reset by peer" },
 		"early":      func(r *Result) { r.Error = "no takeover" },
@@ -98,5 +99,12 @@ func TestOptions(t *testing.T) {
 		if err := o.Validate(); err != nil {
 			t.Errorf("%+v: %v", o, err)
 		}
+	}
+}
+
+func TestPreflightNamesThePackage(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if err := Preflight(); err == nil || !strings.Contains(err.Error(), "apt-get install redis-tools") {
+		t.Errorf("without redis-benchmark: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pollux-ha/pollux/audit"
 	"github.com/pollux-ha/pollux/cmd/pollux/demo/lab"
 	"github.com/pollux-ha/pollux/tests/history"
 )
@@ -225,6 +226,13 @@ func (r *run) finish(ctx context.Context, result *Result) {
 		result.Verified = true
 	}
 	result.judge(r.workload, history.Check(r.recorder.Operations(), checkTime))
+	result.EventLogsWhole = true
+	for _, n := range r.cluster.nodes() {
+		if _, err := audit.Verify(n.config.EventLog()); err != nil {
+			result.EventLogsWhole = false
+			result.Findings = append(result.Findings, fmt.Sprintf("machine %s: %v", n.Name, err))
+		}
+	}
 	result.Epochs, result.WireBytes, result.DirtyBytes = r.monitor.totals()
 	result.summarize()
 }
