@@ -37,6 +37,8 @@ type Port struct {
 	// Allowed is asked about each member that connects; an error turns it away.
 	allowed func(pki.Peer) error
 	log     *zap.Logger
+	// DialVia, where set, makes Raft's connections to others.
+	DialVia DialFunc
 
 	listener net.Listener
 	tls      *tls.Config
@@ -46,6 +48,7 @@ type Port struct {
 
 	mu      sync.Mutex
 	pending map[*pendingConn]struct{}
+	members map[*memberConn]struct{} // handed out, and open
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -72,7 +75,7 @@ func Listen(address string, id *pki.Identity, issuer *pki.Issuer, allowed func(p
 		id: id, issuer: issuer, allowed: allowed, log: log, listener: l,
 		tls:  id.MuxConfig(issuer != nil, pki.ALPNRaft, pki.ALPNRPC),
 		raft: newQueue(l.Addr()), rpc: newQueue(l.Addr()),
-		joins: make(chan struct{}, joinsMax), pending: map[*pendingConn]struct{}{},
+		joins: make(chan struct{}, joinsMax), pending: map[*pendingConn]struct{}{}, members: map[*memberConn]struct{}{},
 	}
 	p.wg.Go(p.accept)
 	return p, nil
@@ -84,7 +87,7 @@ func (p *Port) Addr() net.Addr { return p.listener.Addr() }
 // RPC gives the connections of the RPC protocol, handshake done.
 func (p *Port) RPC() net.Listener { return p.rpc }
 
-// Close closes the port and the connections that nobody has taken yet.
+// Close closes the port and all connections that came in through it.
 func (p *Port) Close() error {
 	err := p.listener.Close()
 	p.mu.Lock()
@@ -95,6 +98,9 @@ func (p *Port) Close() error {
 	p.mu.Unlock()
 	p.raft.Close()
 	p.rpc.Close()
+	for _, m := range p.open() {
+		m.Close()
+	}
 	p.wg.Wait()
 	return err
 }
@@ -187,9 +193,40 @@ func (p *Port) handshake(c *pendingConn) {
 	if state.NegotiatedProtocol == pki.ALPNRaft {
 		q = p.raft
 	}
-	if !q.put(conn) {
+	m := &memberConn{Conn: conn, peer: peer, port: p}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
 		conn.Close()
+		return
 	}
+	p.members[m] = struct{}{}
+	p.mu.Unlock()
+	if !q.put(m) {
+		m.Close()
+	}
+}
+
+// Recheck closes the connections of members who are not allowed any more.
+func (p *Port) Recheck() {
+	if p.allowed == nil {
+		return
+	}
+	for _, m := range p.open() {
+		if p.allowed(m.peer) != nil {
+			m.Close()
+		}
+	}
+}
+
+func (p *Port) open() []*memberConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]*memberConn, 0, len(p.members))
+	for m := range p.members {
+		all = append(all, m)
+	}
+	return all
 }
 
 func (p *Port) join(conn *tls.Conn) {
@@ -203,6 +240,21 @@ func (p *Port) join(conn *tls.Conn) {
 	if err := p.issuer.Serve(conn); err != nil {
 		p.log.Warn("a machine could not join", zap.Error(err))
 	}
+}
+
+// memberConn is a connection of a member. It hides that it is a *tls.Conn: net/http would take the
+// negotiated protocol for one that it should know.
+type memberConn struct {
+	net.Conn
+	peer pki.Peer
+	port *Port
+}
+
+func (m *memberConn) Close() error {
+	m.port.mu.Lock()
+	delete(m.port.members, m)
+	m.port.mu.Unlock()
+	return m.Conn.Close()
 }
 
 // queue is a listener that is fed with connections.

@@ -35,6 +35,8 @@ var ErrNotSent = errors.New("not sent")
 // Handler answers one call of a member. Its answer is encoded as JSON.
 type Handler func(ctx context.Context, from pki.Peer, body []byte) (any, error)
 
+type peerKey struct{}
+
 // Server answers calls: POST /<name> with a JSON body.
 type Server struct {
 	http *http.Server
@@ -54,7 +56,13 @@ func (p *Port) Serve(handlers map[string]Handler) *Server {
 		WriteTimeout:      60 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          zap.NewStdLog(p.log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+		ErrorLog:          zap.NewStdLog(p.log),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if m, ok := c.(*memberConn); ok {
+				return context.WithValue(ctx, peerKey{}, m.peer)
+			}
+			return ctx
+		},
 	}}
 	go func() {
 		defer close(s.done)
@@ -84,17 +92,16 @@ func (p *Port) answer(w http.ResponseWriter, r *http.Request, h Handler) {
 		}
 		reply(e.Status, e)
 	}
-	if r.TLS == nil {
-		fail(&RPCError{Status: http.StatusForbidden, Code: "forbidden", Message: "no TLS"})
+	peer, ok := r.Context().Value(peerKey{}).(pki.Peer)
+	if !ok {
+		fail(&RPCError{Status: http.StatusForbidden, Code: "forbidden", Message: "the connection is not a member's"})
 		return
 	}
-	peer, err := pki.PeerOf(*r.TLS)
-	if err == nil && p.allowed != nil {
-		err = p.allowed(peer) // it may have been removed since it connected
-	}
-	if err != nil {
-		fail(&RPCError{Status: http.StatusForbidden, Code: "forbidden", Message: err.Error()})
-		return
+	if p.allowed != nil {
+		if err := p.allowed(peer); err != nil { // it may have been removed since it connected
+			fail(&RPCError{Status: http.StatusForbidden, Code: "forbidden", Message: err.Error()})
+			return
+		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
 	if err != nil {
@@ -112,6 +119,8 @@ func (p *Port) answer(w http.ResponseWriter, r *http.Request, h Handler) {
 // Client calls other daemons. Connections are kept for the next call.
 type Client struct {
 	id *pki.Identity
+	// DialVia, where set, makes the connections.
+	DialVia DialFunc
 
 	mu    sync.Mutex
 	peers map[string]*http.Client // by At
@@ -137,7 +146,7 @@ func (c *Client) peer(at string) *http.Client {
 	if !ok {
 		h = &http.Client{Transport: &http.Transport{
 			DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				conn, err := Dial(ctx, c.id, at, pki.ALPNRPC)
+				conn, err := dial(ctx, c.id, c.DialVia, at, pki.ALPNRPC)
 				if err != nil {
 					return nil, fmt.Errorf("%w: %w", ErrNotSent, err)
 				}

@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"strings"
 	"time"
@@ -23,18 +24,30 @@ func Split(at string) (name, address string) {
 	return "", at
 }
 
-// Dial connects to a member, in the form of At.
-func Dial(ctx context.Context, id *pki.Identity, at, alpn string) (*tls.Conn, error) {
+// DialFunc makes a TCP connection. Tests give their own, to cut links.
+type DialFunc func(ctx context.Context, address string) (net.Conn, error)
+
+func dialTCP(ctx context.Context, address string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: 3}}
+	return d.DialContext(ctx, "tcp", address)
+}
+
+// dial connects to a member, in the form of At.
+func dial(ctx context.Context, id *pki.Identity, via DialFunc, at, alpn string) (*tls.Conn, error) {
 	name, address := Split(at)
-	d := tls.Dialer{
-		NetDialer: &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: 3}},
-		Config:    id.ClientConfig(name, alpn),
+	if via == nil {
+		via = dialTCP
 	}
-	conn, err := d.DialContext(ctx, "tcp", address)
+	raw, err := via(ctx, address)
 	if err != nil {
 		return nil, err
 	}
-	return conn.(*tls.Conn), nil
+	conn := tls.Client(raw, id.ClientConfig(name, alpn))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("connect to %s: %w", at, err)
+	}
+	return conn, nil
 }
 
 // Streams is Raft's way through the port.
@@ -55,5 +68,5 @@ func (s *Streams) Addr() net.Addr            { return s.port.Addr() }
 func (s *Streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return Dial(ctx, s.port.id, string(address), pki.ALPNRaft)
+	return dial(ctx, s.port.id, s.port.DialVia, string(address), pki.ALPNRaft)
 }

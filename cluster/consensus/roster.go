@@ -1,0 +1,123 @@
+package consensus
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/pollux-ha/pollux/cluster/config"
+	"github.com/pollux-ha/pollux/cluster/pki"
+)
+
+// Member is a machine of the cluster, as it has registered itself.
+type Member struct {
+	Name   string   `json:"name"`
+	Role   pki.Role `json:"role"`
+	RaftID string   `json:"raft_id"`
+	Serial string   `json:"serial"` // of its certificate
+	// ClusterAddress is where its daemon listens, GossipAddress where memberlist does.
+	ClusterAddress     string `json:"cluster_address"`
+	GossipAddress      string `json:"gossip_address"`
+	ReplicationAddress string `json:"replication_address,omitempty"`
+	Version            string `json:"version,omitempty"`
+}
+
+func (m Member) check() error {
+	if !config.ValidName(m.Name) || !m.Role.Valid() || m.Serial == "" {
+		return fmt.Errorf("the member %q (%s) is incomplete", m.Name, m.Role)
+	}
+	if name, role, ok := splitRaftID(m.RaftID); !ok || name != m.Name || role != m.Role {
+		return fmt.Errorf("the Raft id %q does not fit %s %s", m.RaftID, m.Role, m.Name)
+	}
+	for _, a := range []string{m.ClusterAddress, m.GossipAddress} {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			return fmt.Errorf("the address %q of %s: %w", a, m.Name, err)
+		}
+	}
+	if len(m.RaftID)+len(m.Serial)+len(m.ClusterAddress)+len(m.GossipAddress)+len(m.ReplicationAddress)+len(m.Version) > 1024 {
+		return fmt.Errorf("the member %s tells too much", m.Name)
+	}
+	return nil
+}
+
+// roster is who belongs to the cluster. It is pure; the FSM guards it.
+type roster struct {
+	Members map[string]Member `json:"members"` // by name
+	// Removed are the Raft ids that must not be in Raft's configuration any more.
+	Removed []string `json:"removed,omitempty"`
+	// Revoked are the serial numbers of certificates that count no more.
+	Revoked []string `json:"revoked,omitempty"`
+}
+
+const (
+	membersMax = 1024
+	removedMax = 256
+)
+
+func newRoster() roster { return roster{Members: map[string]Member{}} }
+
+// enter registers a member, or what has changed of it.
+func (r *roster) enter(m Member) string {
+	if err := m.check(); err != nil {
+		return err.Error()
+	}
+	if slices.Contains(r.Revoked, m.Serial) {
+		return fmt.Sprintf("%s was removed from the cluster; it can join again with a new token", m.Name)
+	}
+	old, known := r.Members[m.Name]
+	if !known && len(r.Members) >= membersMax {
+		return fmt.Sprintf("the cluster has %d members already", len(r.Members))
+	}
+	if known && old.RaftID != m.RaftID {
+		r.Removed = bounded(r.Removed, old.RaftID)
+	}
+	if known && old.Serial != m.Serial {
+		// The name has joined anew; whoever still holds the old certificate is not it.
+		r.Revoked = append(r.Revoked, old.Serial)
+	}
+	r.Members[m.Name] = m
+	return ""
+}
+
+// leave removes a member for good.
+func (r *roster) leave(name string) string {
+	m, ok := r.Members[name]
+	if !ok {
+		return fmt.Sprintf("there is no member %q", name)
+	}
+	delete(r.Members, name)
+	r.Removed = bounded(r.Removed, m.RaftID)
+	r.Revoked = append(r.Revoked, m.Serial)
+	return ""
+}
+
+func bounded(list []string, s string) []string {
+	if len(list) >= removedMax {
+		list = slices.Delete(list, 0, len(list)-removedMax+1)
+	}
+	return append(list, s)
+}
+
+func (r *roster) list() []Member {
+	all := make([]Member, 0, len(r.Members))
+	for _, m := range r.Members {
+		all = append(all, m)
+	}
+	slices.SortFunc(all, func(a, b Member) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+// raftID names a voter: its role, its name, and a number that is drawn anew with each log.
+func raftID(role pki.Role, name, nonce string) string {
+	return string(role) + ":" + name + ":" + nonce
+}
+
+func splitRaftID(id string) (name string, role pki.Role, ok bool) {
+	f := strings.Split(id, ":")
+	if len(f) != 3 || !pki.Role(f[0]).Valid() || !config.ValidName(f[1]) || f[2] == "" {
+		return "", "", false
+	}
+	return f[1], pki.Role(f[0]), true
+}
