@@ -15,14 +15,19 @@ import (
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/replica/core"
+	"github.com/pollux-ha/pollux/replica/journal"
 	"github.com/pollux-ha/pollux/replica/store"
 )
 
 // helloTimeout bounds how long a connection may be open without saying who it is.
 const helloTimeout = 5 * time.Second
 
-// errEnded says that a session ended without a fault of the stream's.
-var errEnded = errors.New("the stream is not wanted any more")
+// Ends of a session that are no fault of the primary's host.
+var (
+	errEnded   = errors.New("the stream is not wanted any more")
+	errGoodbye = errors.New("the primary says goodbye")
+	errUnfit   = errors.New("the guest's state can't be loaded on this host, so it can't be protected here")
+)
 
 // session is one incoming checkpoint stream.
 type session struct {
@@ -78,7 +83,17 @@ func (s *Side) Serve(conn net.Conn, host string) {
 		why = err.Error()
 	}
 	s.log.Info("stream ended", zap.Uint64("conn", uint64(x.id)), zap.String("peer", host), zap.String("why", why))
-	s.Step(core.Lost{Conn: x.id, Why: why})
+	s.Step(core.Lost{Conn: x.id, Why: why, Alive: x.alive(err)})
+}
+
+// alive says that the stream's end does not mean that the primary has failed.
+func (x *session) alive(err error) bool {
+	for _, e := range []error{errEnded, errGoodbye, checkpoint.ErrCorrupt, checkpoint.ErrLimit, checkpoint.ErrSequence, checkpoint.ErrVersion, journal.ErrTooLarge, errUnfit} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // abort ends the session; its goroutine notices at once.
@@ -204,7 +219,7 @@ func (x *session) decided() (core.Action, error) {
 	}
 	// Ended from outside. The state machine may not know yet, and have just decided; after this it
 	// decides nothing more for this session.
-	x.s.Step(core.Lost{Conn: x.id, Why: errEnded.Error()})
+	x.s.Step(core.Lost{Conn: x.id, Why: errEnded.Error(), Alive: true})
 	select {
 	case a := <-x.decision:
 		return a, nil
@@ -274,7 +289,7 @@ func (x *session) take(m checkpoint.Message) error {
 	case *checkpoint.Received:
 		x.s.image.received(m.Frames)
 	case *checkpoint.Goodbye:
-		return fmt.Errorf("the primary says goodbye: %s", m.Reason)
+		return fmt.Errorf("%w: %s", errGoodbye, m.Reason)
 	default:
 		return fmt.Errorf("%w: a %T in the middle of a stream", checkpoint.ErrCorrupt, m)
 	}
@@ -299,6 +314,10 @@ func (x *session) epoch(e *checkpoint.Staged) error {
 	r, err := s.cfg.Disks.Reserve(e.Writes, syncing)
 	if err != nil {
 		e.Release()
+		if !errors.Is(err, checkpoint.ErrCorrupt) && !errors.Is(err, journal.ErrTooLarge) {
+			// This host's own disks: it must not ask for a guest that it could not run.
+			s.Step(core.Failed{Err: err.Error()})
+		}
 		return fmt.Errorf("epoch %d: %w", e.Number, err)
 	}
 	s.Step(core.Staged{Conn: x.id, Epoch: e.Number, Term: e.Term, Syncing: syncing, Final: e.Flags&checkpoint.FlagFinal != 0})
@@ -322,7 +341,7 @@ func (x *session) check(e *checkpoint.Staged, syncing bool) error {
 		return nil
 	}
 	if err := x.s.cfg.Check(e.State); err != nil {
-		err = fmt.Errorf("the guest's state can't be loaded on this host, so it can't be protected here: %w", err)
+		err = fmt.Errorf("%w: %w", errUnfit, err)
 		x.s.cfg.Handler.Note("replica-unfit", err.Error())
 		return err
 	}

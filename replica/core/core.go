@@ -47,7 +47,7 @@ type Core struct {
 	heard  pact.Term       // the highest term that anybody spoke of
 	frozen bool            // has not run for the detection time since it last asked Raft
 	begun  bool            // ColdStart or Activate has gone out
-	first  bool            // after a switchover: the new primary has not opened its stream yet
+	first  bool            // the primary lives, or has just become it, and has to open a stream
 	img    image
 	in     stream
 	kept   *Staged       // held back

@@ -47,10 +47,12 @@ type (
 		Final   bool      // the last one of a switchover
 	}
 
-	// Lost: the connection was closed or reset, or said something that nobody can verify.
+	// Lost: the connection was closed or reset. Alive: it was ended here, or said goodbye; the
+	// primary itself was not seen to fail.
 	Lost struct {
-		Conn Conn
-		Why  string
+		Conn  Conn
+		Why   string
+		Alive bool
 	}
 
 	// Silent: the armed detector has heard nothing for the detection time.

@@ -338,7 +338,7 @@ func (w *world) breakConn(why string) {
 	if len(w.toB) > 0 {
 		w.toB = w.toB[:w.r.IntN(len(w.toB)+1)]
 	}
-	w.toB = append(w.toB, Lost{Conn: w.a.conn, Why: why})
+	w.toB = append(w.toB, Lost{Conn: w.a.conn, Why: why, Alive: w.r.IntN(5) == 0})
 	w.a.conn, w.a.opened = 0, false
 	w.toA = nil
 }

@@ -140,7 +140,7 @@ func parseEvent(f []string) (Event, error) {
 	case "staged":
 		return Staged{Conn: conn, Epoch: pact.Epoch(num("epoch")), Term: pact.Term(num("term")), Syncing: has("syncing"), Final: has("final")}, nil
 	case "lost":
-		return Lost{Conn: conn, Why: args["why"]}, nil
+		return Lost{Conn: conn, Why: args["why"], Alive: has("alive")}, nil
 	case "silent":
 		return Silent{}, nil
 	case "heard":

@@ -90,7 +90,7 @@ func (c *Core) staged(e Staged) []Action {
 	violation := func(format string, a ...any) []Action {
 		why := fmt.Sprintf(format, a...)
 		out := []Action{drop, Note{Kind: "stream-violation", Text: why}, Close{Conn: e.Conn, Why: why}}
-		return append(out, c.lost(Lost{Conn: e.Conn, Why: why})...)
+		return append(out, c.lost(Lost{Conn: e.Conn, Why: why, Alive: true})...)
 	}
 	switch {
 	case c.img.acked != 0 && e.Epoch != c.img.acked+1:
@@ -150,6 +150,11 @@ func (c *Core) lost(e Lost) []Action {
 		c.state = Waiting
 		return append(out, Disarm{}, Note{Kind: "stream-lost", Text: e.Why})
 	case Replica:
+		if e.Alive {
+			// It has some time to come back or to go solo before anybody asks for the guest.
+			c.first = true
+			return append(out, Arm{FirstContact: true}, Note{Kind: "stream-lost", Text: e.Why})
+		}
 		return append(out, c.promote("the stream ended: "+e.Why)...)
 	}
 	return out
@@ -165,7 +170,7 @@ func (c *Core) silent() []Action {
 	case Replica:
 		if c.first {
 			c.first = false
-			return c.promote("no stream from the new primary")
+			return c.promote("the primary did not open a stream")
 		}
 		return c.promote("silence on the stream")
 	}
