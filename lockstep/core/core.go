@@ -127,6 +127,7 @@ func (c *Core) begin(b Begin) {
 	c.begun = true
 	c.a, c.since, c.heard = b.Assignment, tenure(b.Assignment), b.Assignment.Term
 	c.captured, c.acked = b.Last, b.Last
+	c.marker = b.Marker
 	if c.a.Mode == pact.Protected {
 		// The twin holds the final epoch and waits for this process to call.
 		c.stream = stream{state: streamPending, party: c.a.Replica, filled: true}

@@ -8,10 +8,12 @@ type Event interface{ event() }
 type (
 	// Begin makes this process the primary. The assignment comes from the host's own Raft log and
 	// names it. Last is the epoch that its memory holds: the one promoted from, the final one of a
-	// switchover, 0 at a cold start.
+	// switchover, 0 at a cold start. Marker is the term of a disk marker that this process has made
+	// durable already, 0: none.
 	Begin struct {
 		Assignment pact.Assignment
 		Last       pact.Epoch
+		Marker     pact.Term
 	}
 
 	// Assigned brings an assignment that the host's own Raft log has applied.

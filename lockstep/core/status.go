@@ -44,3 +44,12 @@ func (c *Core) Mode() string {
 
 // Detail says why, for people.
 func (c *Core) Detail() string { return c.detail }
+
+// Blocked reports that nothing may leave at all for now, not even what was released or has been
+// acknowledged: a doubt is open, the disk marker is not durable, or the guest is being killed.
+func (c *Core) Blocked() bool {
+	return !c.begun || c.over || c.marker < c.since || c.doubtful() || c.killed != ""
+}
+
+// Entitled is the only party that may be entitled to take over, or nobody.
+func (c *Core) Entitled() pact.Party { return c.entitled() }

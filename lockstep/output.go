@@ -1,0 +1,98 @@
+package lockstep
+
+import (
+	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/vmm/platform"
+)
+
+var _ platform.Output = (*Engine)(nil)
+
+// Transmit takes a frame that the guest sends. The device lock is held.
+func (e *Engine) Transmit(nic int, frame []byte) {
+	if len(frame) > checkpoint.MaxFrameBytes || nic < 0 || nic >= consoleNIC {
+		return // no wire would take it
+	}
+	e.output(checkpoint.Frame{NIC: uint8(nic), Data: frame})
+}
+
+// Console takes what the guest writes to its console. The device lock is held.
+func (e *Engine) Console(p []byte) { e.output(checkpoint.Frame{NIC: consoleNIC, Data: p}) }
+
+func (e *Engine) output(f checkpoint.Frame) {
+	e.mu.Lock()
+	f.Epoch = e.core.Captured() + 1
+	e.gap() // closes the gate where this process has just come back from a standstill
+	now := e.out.put(f)
+	if now {
+		e.stats.framesReleased++
+	}
+	e.kick()
+	later := e.later
+	e.later = nil
+	e.mu.Unlock()
+	if now {
+		// Nobody else can emit before this returns: frames come one at a time, under the device
+		// lock, and a frame that is queued meanwhile waits behind no other.
+		e.emit(f)
+	}
+	for _, fn := range later {
+		fn()
+	}
+}
+
+// DiskWritten notes a write that has landed in the local disk. The device lock is held.
+func (e *Engine) DiskWritten(disk int, offset int64, data []byte) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if disk < len(e.written) {
+		e.written[disk].newer.add(offset, len(data))
+	}
+	if !e.run.mirroring {
+		return
+	}
+	e.run.writes = append(e.run.writes, checkpoint.DiskWrite{Disk: uint8(disk), Offset: offset, Data: data})
+	e.run.writeBytes += len(data)
+	if s := e.stream; s != nil && s.fill != nil {
+		s.fill.mirrored(disk, offset, len(data))
+	}
+	if e.stream == nil && e.run.writeBytes > 4*e.cfg.WriteBytes {
+		e.forgetImage() // nobody comes back for all this
+	}
+	e.kick()
+}
+
+// noteDurable forgets the blocks whose writes the replica has made durable.
+func (e *Engine) noteDurable(d pact.Epoch) {
+	if d <= e.durable {
+		return
+	}
+	e.durable = d
+	for i := range e.written {
+		w := &e.written[i]
+		if d >= w.mark {
+			w.older, w.newer = w.newer, w.older
+			clear(w.newer)
+			w.mark = e.core.Captured() + 1 // what was written so far travels in that epoch at the latest
+		}
+	}
+}
+
+// receivedLimit bounds what waits to be forwarded, in bytes.
+const receivedLimit = 1 << 20
+
+// received takes a frame that the guest's card got from the wire: the one place that all of them
+// pass, in order. The device lock is held.
+func (e *Engine) received(nic int, frame []byte) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.stream
+	if s == nil || !s.up || !e.core.Gated() || e.run.recvBytes+len(frame) > receivedLimit || len(frame) > checkpoint.MaxFrameBytes {
+		return
+	}
+	e.run.received = append(e.run.received, checkpoint.Frame{
+		Epoch: e.core.Captured() + 1, NIC: uint8(nic), Data: append([]byte(nil), frame...),
+	})
+	e.run.recvBytes += len(frame)
+	s.poke()
+}
