@@ -29,6 +29,7 @@ static u8 whole[FRAME_MAX + 2] __attribute__((aligned(64), section(".bss.large")
 
 static u8 free_small[TX_SMALL], free_large[TX_LARGE]; // stacks of descriptor numbers
 static u8 free_small_count, free_large_count;
+static bool full; // the last wish for a buffer was refused
 static u16 taken; // descriptor of the buffer that was handed out
 
 static u8 *tx_frame(u16 i) { return (i < TX_SMALL ? tx_small[i] : tx_large[i - TX_SMALL]) + HEADER; }
@@ -85,7 +86,8 @@ bool nic_poll(void)
 	return frames;
 }
 
-bool nic_await(void) { return queue_await(&nic, &rx); }
+// While a frame waits for a buffer, a transmitted one is worth an interrupt too.
+bool nic_await(void) { return queue_await(&nic, &rx) | (full && queue_await(&nic, &tx)); }
 
 u8 *nic_buffer(u32 size)
 {
@@ -103,7 +105,8 @@ u8 *nic_buffer(u32 size)
 	else if (free_large_count)
 		taken = free_large[--free_large_count];
 	else
-		return NULL;
+		return full = true, NULL;
+	full = false;
 	return tx_frame(taken);
 }
 

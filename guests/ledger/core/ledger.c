@@ -12,7 +12,6 @@
 
 #define POWER_OFF_PATIENCE (SECOND / 10)
 
-static bool busy; // the NIC was full
 static u64 power_off_at = NEVER;
 
 static void *carve(u8 **at, u64 bytes)
@@ -50,7 +49,7 @@ void ledger_step(u64 now)
 	tcp_timers(now);
 	session_resume();
 	journal_step(now);
-	busy = !tcp_flush();
+	tcp_flush();
 	if (now >= power_off_at && (journal_idle() || now - power_off_at > 5 * SECOND))
 		machine_poweroff();
 	load_run(now);
@@ -59,8 +58,6 @@ void ledger_step(u64 now)
 
 u64 ledger_deadline(void)
 {
-	if (busy)
-		return 0;
 	u64 at = min_u64(min_u64(tcp_deadline(), journal_deadline()), load_deadline());
 	return min_u64(at, power_off_at);
 }

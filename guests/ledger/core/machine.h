@@ -15,8 +15,9 @@ u64 machine_random(void);           // hard to guess, not for long-lived keys
 void machine_log(const char *text); // to the console, no newline added
 _Noreturn void machine_poweroff(void);
 
-// A buffer for a frame of up to size bytes, or null while all are on their way. A buffer that
-// was taken must be handed back with nic_transmit before the next one is taken.
+// A buffer for a frame of up to size bytes, or null while all are on their way; the event loop then runs
+// ledger_step when one comes back. A buffer that was taken must be handed back with nic_transmit before
+// the next one is taken.
 u8 *nic_buffer(u32 size);
 void nic_transmit(u8 *frame, u32 length);
 // Tells the device of the frames handed over since the last call: one exit for a whole batch.

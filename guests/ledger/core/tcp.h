@@ -91,8 +91,8 @@ void tcp_input(const struct packet *p);
 void tcp_timers(u64 now);
 // When tcp_timers has something to do; may be too early, never too late.
 u64 tcp_deadline(void);
-// Sends what can be sent. Returns false while the NIC is full: call again.
-bool tcp_flush(void);
+// Sends what can be sent. Where the NIC gets full, the next call goes on.
+void tcp_flush(void);
 
 // For the protocol above. Written bytes are sent by the next tcp_flush, up to c->limit.
 void tcp_write(struct conn *c, const void *p, u32 n);

@@ -3,6 +3,7 @@
 
 u64 tcp_next_deadline = NEVER; // no timer is due before
 static struct set pending;     // connections that tcp_flush has to look at
+static u32 flush_from;         // where it begins: behind the one that was sending when the NIC got full
 
 u64 tcp_deadline(void) { return tcp_next_deadline; }
 
@@ -211,17 +212,27 @@ acknowledge:
 	return true;
 }
 
-bool tcp_flush(void)
+// Sends for the pending connections from `from` on, below `until`. False: the NIC got full.
+static bool flush_range(u32 from, u32 until)
 {
-	for (u32 i = set_next(&pending, 0); i < SET_MAX; i = set_next(&pending, i + 1)) {
+	for (u32 i = set_next(&pending, from); i < until; i = set_next(&pending, i + 1)) {
 		struct conn *c = &tcp_connections[i];
 		if (c->state != TCP_CLOSED && c->doomed)
 			tcp_abort(c);
-		if (c->state != TCP_CLOSED && !output(c))
+		if (c->state != TCP_CLOSED && !output(c)) {
+			flush_from = i + 1 < SET_MAX ? i + 1 : 0;
 			return false;
+		}
 		set_remove(&pending, i);
 	}
 	return true;
+}
+
+void tcp_flush(void)
+{
+	u32 from = flush_from;
+	if (flush_range(from, SET_MAX))
+		flush_range(0, from);
 }
 
 static void probe(struct conn *c)
