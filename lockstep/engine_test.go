@@ -121,9 +121,11 @@ func TestStreamLostGoSolo(t *testing.T) {
 		if got := b.m.left(); len(got) != 0 {
 			t.Fatalf("left without a verdict: %q", got)
 		}
+		b.h.mu.Lock()
 		if n := len(b.h.waiting); n < 50 {
 			t.Errorf("asked %d times only", n)
 		}
+		b.h.mu.Unlock()
 		b.h.setSilent(false)
 		b.untilMode("solo")
 		b.m.send("free")

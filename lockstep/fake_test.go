@@ -29,7 +29,7 @@ var (
 
 // fakeMachine is a guest with one vCPU and one device lock, which the test moves by hand.
 type fakeMachine struct {
-	t       *testing.T
+	t       testing.TB
 	ram     *memory.RAM
 	disks   []*fakeDisk
 	onPause func(Pause) bool
@@ -69,7 +69,7 @@ func (d *fakeDisk) ReadAt(p []byte, off int64) (int, error) {
 }
 func (d *fakeDisk) Size() int64 { return int64(len(d.data)) }
 
-func newFakeMachine(t *testing.T, pages int, disks ...*fakeDisk) *fakeMachine {
+func newFakeMachine(t testing.TB, pages int, disks ...*fakeDisk) *fakeMachine {
 	ram, err := memory.New(uint64(pages) * memory.PageSize)
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func (m *fakeMachine) left() []string {
 
 // fakeHost is the process: Raft answers at once, unless it is told not to.
 type fakeHost struct {
-	t     *testing.T
+	t     testing.TB
 	state *pact.State
 	index uint64
 	e     *Engine
@@ -237,7 +237,7 @@ type fakeHost struct {
 	kinds   []pact.Kind
 }
 
-func newFakeHost(t *testing.T) *fakeHost {
+func newFakeHost(t testing.TB) *fakeHost {
 	h := &fakeHost{t: t, state: pact.NewState(), ended: make(chan core.Outcome, 1)}
 	spec := pact.Spec{Hosts: []string{"a", "b"}, Kernel: "builtin:ledger", MemoryBytes: 64 << 20, CPUs: 1}
 	h.apply(pact.Command{Kind: pact.Create, Guest: "g", ID: "create", Spec: &spec})
@@ -305,7 +305,7 @@ func (h *fakeHost) Changed()                                          {}
 
 // fakeReplica holds an image and acknowledges, as far as the test lets it.
 type fakeReplica struct {
-	t     *testing.T
+	t     testing.TB
 	party pact.Party
 	ram   *memory.RAM
 	disks []*fakeDisk
@@ -333,7 +333,7 @@ type fakeReplica struct {
 	gone    bool
 }
 
-func newFakeReplica(t *testing.T, pages int, disks ...*fakeDisk) *fakeReplica {
+func newFakeReplica(t testing.TB, pages int, disks ...*fakeDisk) *fakeReplica {
 	ram, err := memory.New(uint64(pages) * memory.PageSize)
 	if err != nil {
 		t.Fatal(err)
@@ -482,7 +482,7 @@ func (r *fakeReplica) get(fn func()) {
 
 // bench is a primary with its surroundings, in a synctest bubble.
 type bench struct {
-	t  *testing.T
+	t  testing.TB
 	m  *fakeMachine
 	h  *fakeHost
 	r  *fakeReplica
@@ -494,7 +494,7 @@ type bench struct {
 
 const testPages = 600
 
-func newBench(t *testing.T, diskBytes int) *bench {
+func newBench(t testing.TB, diskBytes int) *bench {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var here, there []*fakeDisk
 	if diskBytes > 0 {
