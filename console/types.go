@@ -102,7 +102,7 @@ type Member struct {
 	Address string `json:"address"` // of its control plane
 	Voter   bool   `json:"voter"`
 	Leader  bool   `json:"leader"`
-	State   string `json:"state"` // "alive", "suspect", "gone" or "left", as gossip has it; "unknown" when it was never seen
+	State   string `json:"state"` // "alive", "gone" or "left", as gossip has it; "unknown" when it was never seen
 	Version string `json:"version,omitempty"`
 	RaftID  string `json:"raft_id"`
 }
