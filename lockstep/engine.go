@@ -55,6 +55,7 @@ type Engine struct {
 	callNow chan struct{} // capacity 1: it may be time to call the peer
 	stream  *stream       // nil: none
 	image   image
+	final   Final
 	detail  string // why there is no stream
 	contact time.Duration
 	nextID  func() uint64

@@ -90,7 +90,9 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 		ep.Background, ep.slab = s.fill.take()
 	}
 	e.mu.Unlock()
+	before := time.Since(start)
 	err := p.Capture(c)
+	after := time.Now()
 	e.mu.Lock()
 	if err != nil {
 		e.free = append(e.free, c)
@@ -100,7 +102,10 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 		e.captureFailed(err)
 		return e.leave()
 	}
-	e.sealEpoch(ep, s, start)
+	e.sealEpoch(ep, s)
+	t := c.Timings
+	e.stats.add(phaseResume, before+time.Since(after))
+	e.stats.add(phasePause, t.Stop+t.Harvest+t.Copy+t.State+t.Clear+before+time.Since(after))
 	return e.leave()
 }
 
@@ -141,7 +146,7 @@ func (e *Engine) captureFailed(err error) {
 }
 
 // sealEpoch makes the running epoch a captured one. Still in the pause; e.mu is held.
-func (e *Engine) sealEpoch(ep *epoch, s *stream, start time.Time) {
+func (e *Engine) sealEpoch(ep *epoch, s *stream) {
 	number := e.core.Captured() + 1
 	complete := true
 	if s.fill != nil {
@@ -163,6 +168,9 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream, start time.Time) {
 	ep.captured = e.cfg.Now()
 	e.run.writes, e.run.writeBytes = nil, 0
 	e.inflight = append(e.inflight, ep)
+	if final {
+		e.keepFinal(ep)
+	}
 	e.endEpoch, e.stalled, e.pressed = false, false, false
 	e.lastEnd = ep.captured
 	if complete && s.fill != nil {
@@ -180,5 +188,4 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream, start time.Time) {
 	e.stats.add(phaseCopy, t.Copy)
 	e.stats.add(phaseState, t.State)
 	e.stats.add(phaseClear, t.Clear)
-	e.stats.add(phasePause, t.Stop+time.Since(start))
 }

@@ -427,6 +427,9 @@ func (e *Engine) dropAcked(upTo pact.Epoch, sum checkpoint.Digest) {
 		n++
 	}
 	e.inflight = append(e.inflight[:0], e.inflight[n:]...)
+	if e.final.Epoch != 0 && e.final.Epoch == upTo {
+		e.final.Digest, e.final.acked = sum, true
+	}
 	if e.image.party.IsZero() {
 		return
 	}
