@@ -85,6 +85,19 @@ const (
 	ExitDiscarded = 12 // its copy of the memory is of no use any more (stream replaced, guest gone solo): start a new incarnation as the next replica
 )
 
+// The kinds of Order.
+const (
+	OrderSwitchover  = "switchover"
+	OrderPowerButton = "power-button"
+	OrderKill        = "kill"    // stop at once
+	OrderAbandon     = "abandon" // a replica that is not wanted any more: exit
+	// An operator accepts a disk copy that is not known to be current, or one that a synchronization
+	// has left half overwritten. Sent before the Start entry that carries the accepted loss is
+	// proposed: without it the process refuses to boot from such a disk.
+	OrderAcceptOutdated     = "accept-outdated"
+	OrderAcceptInconsistent = "accept-inconsistent"
+)
+
 // ErrConfig says that a ProcessConfig can't be used.
 var ErrConfig = errors.New("data-plane configuration")
 

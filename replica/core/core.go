@@ -118,6 +118,11 @@ func (c *Core) Step(e Event) []Action {
 		return nil
 	case Activated:
 		return c.activated()
+	case Abandon:
+		if c.state == Primary || c.state == Activating {
+			return []Action{Note{Kind: "not-abandoned", Text: "the guest runs here"}}
+		}
+		return c.end(EndDone, "abandoned by order")
 	case Failed:
 		return c.end(EndFailed, e.Err)
 	}

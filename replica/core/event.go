@@ -68,6 +68,9 @@ type (
 	// primary's side decides; it holds all output until the marker of its term is durable.
 	Activated struct{}
 
+	// Abandon: this copy is not wanted any more. It does not end a guest that runs here.
+	Abandon struct{}
+
 	// Failed: it can't be done. The process has to end; the guest does not run here.
 	Failed struct{ Err string }
 )
@@ -84,6 +87,7 @@ func (HeardTerm) event() {}
 func (Gap) event()       {}
 func (Activated) event() {}
 func (Failed) event()    {}
+func (Abandon) event()   {}
 
 // Action is what the driver has to do, in the order given.
 type Action interface{ action() }

@@ -1,0 +1,128 @@
+package dataplane
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-ha/pollux/cluster/link"
+	"github.com/pollux-ha/pollux/guests/ledger"
+	"github.com/pollux-ha/pollux/lockstep"
+	"github.com/pollux-ha/pollux/replica/store"
+	"github.com/pollux-ha/pollux/vmm"
+	"github.com/pollux-ha/pollux/vmm/tap"
+)
+
+// builtinLedger is the kernel that is in the program.
+const builtinLedger = "builtin:ledger"
+
+// outlet leads what leaves the machine to the engine of the moment. While there is none (a replica's
+// machine does not run) nothing can leave, and what does is dropped.
+type outlet struct {
+	engine atomic.Pointer[lockstep.Engine]
+}
+
+func (o *outlet) Transmit(nic int, frame []byte) {
+	if e := o.engine.Load(); e != nil {
+		e.Transmit(nic, frame)
+	}
+}
+
+func (o *outlet) Console(p []byte) {
+	if e := o.engine.Load(); e != nil {
+		e.Console(p)
+	}
+}
+
+func (o *outlet) DiskWritten(disk int, offset int64, data []byte) {
+	if e := o.engine.Load(); e != nil {
+		e.DiskWritten(disk, offset, data)
+	}
+}
+
+func (o *outlet) pause(p *vmm.Pause) bool {
+	if e := o.engine.Load(); e != nil {
+		return e.OnPause(p)
+	}
+	return true
+}
+
+// machineConfig describes the machine of the configured guest.
+func machineConfig(cfg link.ProcessConfig, disks []*store.Disk) (vmm.Config, error) {
+	m := vmm.Config{
+		MemoryBytes: cfg.Spec.MemoryBytes, CPUs: cfg.Spec.CPUs, Cmdline: cfg.Spec.Cmdline, PinCPUs: cfg.PinCPUs,
+	}
+	var err error
+	if m.Kernel, err = image(cfg.Spec.Kernel); err != nil {
+		return m, fmt.Errorf("read the guest's kernel: %w", err)
+	}
+	if cfg.Spec.Initrd != "" {
+		if m.Initrd, err = image(cfg.Spec.Initrd); err != nil {
+			return m, fmt.Errorf("read the guest's initial ramdisk: %w", err)
+		}
+	}
+	for _, d := range disks {
+		m.Disks = append(m.Disks, vmm.DiskConfig{File: d, ReadOnly: d.ReadOnly})
+	}
+	for i, n := range cfg.Spec.Nets {
+		mac, err := net.ParseMAC(n.MAC)
+		if err != nil {
+			return m, fmt.Errorf("network card %d: %w", i, err)
+		}
+		f, err := openTap(cfg.NetNS, cfg.Taps[i])
+		if err != nil {
+			return m, fmt.Errorf("network card %d: %w", i, err)
+		}
+		m.Nets = append(m.Nets, vmm.NetConfig{Tap: f, MAC: mac})
+	}
+	return m, nil
+}
+
+func image(path string) ([]byte, error) {
+	if path == builtinLedger {
+		return ledger.Image(), nil
+	}
+	return os.ReadFile(path)
+}
+
+// openTap opens a tap, in the network namespace at path where one is named.
+func openTap(netns, name string) (*os.File, error) {
+	if netns == "" {
+		return tap.Open(name)
+	}
+	type result struct {
+		f   *os.File
+		err error
+	}
+	// The thread is never unlocked: it ends with its goroutine, and its namespace with it.
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread()
+		ns, err := os.Open(netns)
+		if err != nil {
+			done <- result{err: fmt.Errorf("open the network namespace: %w", err)}
+			return
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{err: fmt.Errorf("enter the network namespace %s: %w", netns, err)}
+			return
+		}
+		f, err := tap.Open(name)
+		done <- result{f, err}
+	}()
+	r := <-done
+	return r.f, r.err
+}
+
+func macs(cfg vmm.Config) []net.HardwareAddr {
+	var out []net.HardwareAddr
+	for _, n := range cfg.Nets {
+		out = append(out, n.MAC)
+	}
+	return out
+}
