@@ -14,12 +14,12 @@ const (
 	phaseCopy
 	phaseState
 	phaseClear
-	phaseResume
+	phaseResume // what this package adds to the pause
 	phasePause
 	phaseEncode
 	phaseSend
-	phaseAck
-	phaseRelease
+	phaseAck     // from the last byte sent
+	phaseRelease // from the pause to the acknowledgement that releases the epoch's output
 	phases
 )
 
