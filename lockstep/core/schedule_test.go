@@ -81,7 +81,6 @@ type world struct {
 	acked     pact.Epoch
 	markers   []pact.Term
 	outcome   Outcome
-	dialing   bool
 	streamID  uint64
 	streamOn  bool // the primary believes in a stream
 	wire      bool // it works
@@ -95,11 +94,9 @@ type world struct {
 	maxReleased pact.Epoch // newest epoch of which output has left
 	promoted    bool
 	promotedAt  pact.Epoch
-	told        pact.Term // highest term that anybody told the primary
-	toldOther   bool      // and no assignment has said since that it goes on
-	finalTerm   pact.Term // in which a final epoch was captured; the guest must stand still in it
-	lastGap     int       // events since
-	gapOpen     bool
+	told        pact.Term       // highest term that anybody told the primary
+	toldOther   bool            // and no assignment has said since that it goes on
+	finalTerm   pact.Term       // in which a final epoch was captured; the guest must stand still in it
 	gapIDs      map[string]bool // Confirms asked after the last gap or word
 	doubtOpen   bool
 }
