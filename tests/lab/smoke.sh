@@ -94,7 +94,7 @@ ifconfig eth0 10.99.0.2 up
 check network 'ping -c 1 -W 30 10.99.0.1 >/dev/null'
 check random '[ "$(dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c)" = 16 ]'
 echo "L2: clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
-dmesg -r | grep -E '^<[0-3]>|ACPI (BIOS )?(Error|Warning)|firmware bug' | sed 's/^/L2: complaint: /'
+dmesg -r -s 1000000 | grep -iE '^<[0-3]>|WARNING: CPU|ACPI.*(error|warning)|firmware bug|XSAVE consistency' | sed 's/^/L2: complaint: /'
 poweroff -f
 END
 chmod +x "$l2/init"
@@ -116,11 +116,13 @@ truncate -s 4M /disk
 truncate -s 1M /readonly
 tunctl -t tap0 >/dev/null
 ifconfig tap0 10.99.0.1 up
+# noxsave: QEMU's emulated SVM does not report a guest's XSETBV to KVM, which then has a wrong idea of the
+# guest's extended state. Real CPUs do.
 # A line typed before the guest has opened its console is lost, as on any serial port.
 mkfifo /typed
 exec 3<>/typed
 {
-	pollux vm run --kernel /vmlinuz --initrd /l2.cpio --memory 192M --cmdline "console=ttyS0 quiet panic=-1" \
+	pollux vm run --kernel /vmlinuz --initrd /l2.cpio --memory 192M --cmdline "console=ttyS0 quiet panic=-1 noxsave" \
 		--disk /disk --disk /readonly,readonly --net tap=tap0 --no-reboot </typed
 	echo "L1: pollux vm run ended with $?"
 } 2>&1 | while read -r line; do
@@ -134,12 +136,14 @@ END
 chmod +x "$l1/init"
 pack "$l1" "$work/l1.cpio"
 
+# nohz=off highres=off: with SVM guests QEMU 7.2 now and then leaves a CPU halted although an interrupt is pending in
+# its LAPIC, and L1 would sleep for ever. A tick that comes again by itself wakes it.
 out=$work/console
 show() { if [ "${1:-}" = -v ]; then tee "$out"; else cat >"$out"; fi; }
 timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -M q35 -m 1024 -smp 1 -cpu EPYC,+svm,+npt \
 	-display none -serial stdio -monitor none -nodefaults -no-user-config -no-reboot \
 	-kernel "$vmlinuz" -initrd "$work/l1.cpio" \
-	-append "console=ttyS0 panic=-1 mitigations=off quiet transparent_hugepage=always" </dev/null | show "$@"
+	-append "console=ttyS0 panic=-1 mitigations=off quiet transparent_hugepage=always nohz=off highres=off" </dev/null | show "$@"
 
 failed=0
 expect() { grep -q "$1" "$out" || { echo "smoke: missing: $1" >&2; failed=1; }; }
