@@ -352,6 +352,17 @@ static bool refuse(const char *why)
 	return false;
 }
 
+// While mounting there is nobody to wait for, but a disk may have its bad moments.
+static bool transfer(enum disk_op op, u64 sector, void *data, u32 bytes)
+{
+	for (u32 tries = 0; tries < 8; tries++) {
+		if (disk_transfer(op, sector, data, bytes))
+			return true;
+		journal_counters.errors++;
+	}
+	return false;
+}
+
 static bool format(u64 sectors)
 {
 	super = (struct superblock){.magic = SUPER_MAGIC, .generation = 1, .salt = machine_random()};
@@ -359,7 +370,7 @@ static bool format(u64 sectors)
 	seal_super(&super);
 	memset(buffers[0], 0, unit);
 	memcpy(buffers[0], &super, sizeof super);
-	return disk_transfer(DISK_WRITE, SUPER_SECTOR(1), buffers[0], unit) && disk_transfer(DISK_FLUSH, 0, NULL, 0);
+	return transfer(DISK_WRITE, SUPER_SECTOR(1), buffers[0], unit) && transfer(DISK_FLUSH, 0, NULL, 0);
 }
 
 static bool load_super(u64 sectors)
@@ -367,7 +378,7 @@ static bool load_super(u64 sectors)
 	struct superblock found[2];
 	bool empty = true;
 	for (u32 i = 0; i < 2; i++) {
-		if (!disk_transfer(DISK_READ, SUPER_SECTOR(i), buffers[0], unit))
+		if (!transfer(DISK_READ, SUPER_SECTOR(i), buffers[0], unit))
 			return refuse("the disk can't be read");
 		memcpy(&found[i], buffers[0], sizeof found[i]);
 		empty &= blank(buffers[0], unit);
@@ -443,7 +454,7 @@ static bool replay(void)
 			window_bytes = (u32)min_u64(left, sizeof buffers) / unit * unit;
 			if (window_bytes < sizeof(struct batch))
 				break;
-			if (!disk_transfer(DISK_READ, half_start(super.active) + position, window, window_bytes))
+			if (!transfer(DISK_READ, half_start(super.active) + position, window, window_bytes))
 				return refuse("the disk can't be read");
 		}
 		const struct batch *b = (const struct batch *)(window + offset);
@@ -476,7 +487,7 @@ bool journal_mount(bool volatile_)
 	if (!load_super(sectors) || !replay())
 		return false;
 	// What was read may still be in a cache of the host only. It becomes visible now, so it must be durable.
-	if (!disk_transfer(DISK_FLUSH, 0, NULL, 0))
+	if (!transfer(DISK_FLUSH, 0, NULL, 0))
 		return refuse("the disk can't be flushed");
 	journal_counters.generation = super.generation;
 	filled = sizeof(struct batch);

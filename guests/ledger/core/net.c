@@ -257,13 +257,18 @@ static void ip_input(const u8 *h, u32 length, const u8 *from)
 		return;
 	}
 	// Whoever sends us a packet can be answered at once, without asking for an address that the
-	// frame has just shown. Only where nothing is known: ARP's own word counts for more.
+	// frame has just shown. Only where nothing is known: ARP's own word counts for more. And a neighbour
+	// that goes on sending from where we think it is need not be asked.
 	u32 hop = on_link(p.source) ? p.source : gateway;
 	if (hop) {
 		struct neighbour *n = find_or_make(hop);
+		u64 now = machine_now();
 		if (!n->known) {
 			learn(n, from);
-			n->used = machine_now();
+			n->used = now;
+		} else if (now - n->confirmed > ARP_FRESH / 2 && !memcmp(n->mac, from, 6)) {
+			n->confirmed = now;
+			n->tries = 0;
 		}
 	}
 	if (h[9] == IP_TCP)
