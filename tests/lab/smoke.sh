@@ -11,7 +11,8 @@
 # once the kernel package is there.
 #
 # Needs: go, apt-get, dpkg, qemu-system-x86, busybox-static, kmod, cpio (Debian's packages).
-# LAB_TIME is the limit for the lab host in seconds (default 300). KEEP=1 leaves the work directory.
+# LAB_TIME is the limit for the lab host in seconds (default 300). LAB_CPUS and LAB_MEMORY are the guest's (1, 192M);
+# LAB_KERNEL is another kernel image for it, of the same version. KEEP=1 leaves the work directory.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -84,6 +85,7 @@ cat >"$l2/init" <<'END'
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 check() { if eval "$2"; then echo "L2: ok $1"; else echo "L2: FAILED $1"; fi; }
 echo "L2: hello from $(uname -r), $(grep -c ^processor /proc/cpuinfo) CPU(s)"
+echo "L2: booted in $(cut -d ' ' -f 1 /proc/uptime) s with $(sed -n 's/MemTotal: *//p' /proc/meminfo)"
 read -r line
 check console '[ "$line" = "typed line" ]'
 check disk-size '[ "$(cat /sys/block/vda/size)" = 8192 ]'
@@ -103,7 +105,7 @@ pack "$l2" "$work/l2.cpio"
 l1=$work/l1
 skeleton "$l1"
 modules "$l1" kvm_amd tun
-cp "$vmlinuz" "$l1/vmlinuz"
+cp "${LAB_KERNEL:-$vmlinuz}" "$l1/kernel"
 cp "$work/l2.cpio" "$l1/l2.cpio"
 cp "$cache/pollux" "$l1/bin/pollux"
 cat >"$l1/init" <<'END'
@@ -122,8 +124,8 @@ ifconfig tap0 10.99.0.1 up
 mkfifo /typed
 exec 3<>/typed
 {
-	pollux vm run --kernel /vmlinuz --initrd /l2.cpio --memory 192M --cmdline "console=ttyS0 quiet panic=-1 noxsave" \
-		--disk /disk --disk /readonly,readonly --net tap=tap0 --no-reboot </typed
+	pollux vm run --kernel /kernel --initrd /l2.cpio --memory LAB_MEMORY --cpus LAB_CPUS \
+		--cmdline "console=ttyS0 quiet panic=-1 noxsave" --disk /disk --disk /readonly,readonly --net tap=tap0 --no-reboot </typed
 	echo "L1: pollux vm run ended with $?"
 } 2>&1 | while read -r line; do
 	echo "$line"
@@ -133,6 +135,7 @@ done
 echo "L1: done after $(cut -d ' ' -f 1 /proc/uptime) s"
 poweroff -f
 END
+sed -i "s/LAB_MEMORY/${LAB_MEMORY:-192M}/; s/LAB_CPUS/${LAB_CPUS:-1}/" "$l1/init"
 chmod +x "$l1/init"
 pack "$l1" "$work/l1.cpio"
 
@@ -148,7 +151,7 @@ timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi -M q35 -m 1024 
 failed=0
 expect() { grep -q "$1" "$out" || { echo "smoke: missing: $1" >&2; failed=1; }; }
 for check in console disk-size disk-read disk-write read-only network random; do expect "L2: ok $check"; done
-expect 'L2: hello from'
+expect "L2: hello from .*, ${LAB_CPUS:-1} CPU"
 expect 'L1: pollux vm run ended with 0'
 expect 'L1: the disk holds what L2 wrote'
 if grep 'FAILED\|L2: complaint' "$out" >&2; then failed=1; fi
@@ -157,5 +160,5 @@ if [ $failed != 0 ]; then
 	cat "$out" >&2
 	exit 1
 fi
-grep 'L[12]: \(hello\|up\|done\|clock\)' "$out"
+grep 'L[12]: \(hello\|up\|booted\|done\|clock\)' "$out"
 echo "smoke: a stock kernel runs on Pollux"

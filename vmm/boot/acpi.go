@@ -185,7 +185,7 @@ func mcfg() []byte {
 	b := make([]byte, 8)
 	b = le.AppendUint64(b, platform.ECAMBase)
 	b = le.AppendUint16(b, 0) // segment
-	b = append(b, 0, 255)     // buses
+	b = append(b, 0, lastBus)
 	b = le.AppendUint32(b, 0)
 	return table("MCFG", 1, b)
 }

@@ -6,6 +6,10 @@ import (
 	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
+// lastBus is the number of the last PCI bus. Bus 0 is all there is, and Linux looks into every slot of every
+// bus that the tables name.
+const lastBus = 0
+
 // dsdt is the definition block: what the machine has that can't be found by looking. There is no keyboard
 // to speak of, so its controller is not declared and nobody waits for it.
 func dsdt(cpus int) []byte {
@@ -35,7 +39,7 @@ func hostBridge() []byte {
 		named("_SEG", integer(0)),
 		named("_BBN", integer(0)),
 		named("_CRS", resources(
-			wordSpace(spaceBus, 0, 0, 0xff),
+			wordSpace(spaceBus, 0, 0, lastBus),
 			ports(pciConfig, 8),
 			wordSpace(spaceIO, spaceEntireRange, 0, pciConfig-1),
 			wordSpace(spaceIO, spaceEntireRange, pciConfig+8, 0xffff),
