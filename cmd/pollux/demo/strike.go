@@ -35,6 +35,11 @@ func (r *run) play(ctx context.Context, s *Strike, fault Fault, victim *node) er
 	}
 	s.State, s.PrimaryBefore, s.TermBefore = before.State, before.Primary, uint64(before.Term)
 	s.HitPrimary = before.Primary == victim.Name
+	asking, cancel := context.WithTimeout(ctx, time.Second)
+	if status, err := r.cluster.witness.client().Status(asking); err == nil {
+		s.RaftLeader = status.Leader
+	}
+	cancel()
 
 	begin := r.recorder.Now()
 	cut, err := r.harm(ctx, fault, victim)

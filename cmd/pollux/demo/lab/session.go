@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -25,15 +26,18 @@ func InSession() bool { return os.Getenv(sessionVariable) != "" && os.Getpid() =
 //
 // An ordinary user gets the session in a user namespace, where it may do with its own networks what
 // only root may do elsewhere.
-func Isolate(ctx context.Context) (int, error) {
+func Isolate(ctx context.Context) (int, error) { return IsolateArgs(ctx, os.Args[1:], os.Stdout) }
+
+// IsolateArgs is Isolate with arguments of its own, and with another place for standard output.
+func IsolateArgs(ctx context.Context, args []string, out io.Writer) (int, error) {
 	// The death signal comes when the thread ends that has started the child.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), sessionVariable+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, out, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,
 		Pdeathsig:  unix.SIGKILL,
