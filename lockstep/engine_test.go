@@ -288,6 +288,9 @@ func TestOwnGap(t *testing.T) {
 		}
 		b.h.setSilent(false)
 		b.until("released", func() bool { return len(b.m.left()) == 1 })
+		if slices.Contains(b.h.kinds, pact.GoSolo) {
+			t.Error("its own standstill was taken for the replica's silence")
+		}
 		b.close()
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -419,6 +422,27 @@ func TestSlowReplicaStopsAWritingGuest(t *testing.T) {
 		b.until("it runs again", func() bool { return b.m.writeDisk(0, 0, make([]byte, 4096)) })
 		b.until("nothing in flight", func() bool { s := b.status(); return s.EpochAcked == s.EpochCaptured })
 		b.until("same", func() bool { b.m.send("x"); synctest.Wait(); s := b.status(); return s.EpochAcked == s.EpochCaptured })
+		b.same()
+		b.close()
+	})
+}
+
+func TestNotProtectedBeforeTheDisksAreCopied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1<<20)
+		b.m.slowDisk = make(chan struct{})
+		b.begin()
+		b.e.SetPeer(link.Peer{Party: partyB, Address: "b:1"})
+		for range 200 {
+			b.m.send("x")
+			time.Sleep(10 * time.Millisecond)
+		}
+		if s := b.status(); s.Mode != "syncing" || s.SyncDone >= s.SyncTotal || len(b.m.left()) != 200 {
+			t.Errorf("mode %s, %d of %d, %d frames left", s.Mode, s.SyncDone, s.SyncTotal, len(b.m.left()))
+		}
+		close(b.m.slowDisk)
+		b.untilMode("protected")
+		b.until("nothing in flight", func() bool { s := b.status(); return s.EpochAcked == s.EpochCaptured })
 		b.same()
 		b.close()
 	})

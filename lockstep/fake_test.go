@@ -51,7 +51,10 @@ type fakeMachine struct {
 	serial   uint64 // state of the machine: counts what the guest did
 	captures int
 	receive  func(int, []byte)
-	fail     error // of the next capture
+	fail     error         // of the next capture
+	slowDisk chan struct{} // copies wait for it
+
+	check func(frame string) // of each frame that leaves
 
 	wireMu sync.Mutex
 	wire   []string // what has left
@@ -132,6 +135,9 @@ func (m *fakeMachine) DirtyCount() (int, error) {
 	return len(m.dirty), nil
 }
 func (m *fakeMachine) Emit(nic int, frame []byte) error {
+	if m.check != nil {
+		m.check(string(frame))
+	}
 	m.wireMu.Lock()
 	defer m.wireMu.Unlock()
 	m.wire = append(m.wire, string(frame))
@@ -143,6 +149,9 @@ func (m *fakeMachine) OnReceive(fn func(int, []byte)) {
 	m.receive = fn
 }
 func (m *fakeMachine) CopyDisk(disk int, offset, n int64) {
+	if m.slowDisk != nil {
+		<-m.slowDisk
+	}
 	m.lock.Lock()
 	defer m.lock.Unlock()
 	b := make([]byte, n)
@@ -311,6 +320,7 @@ type fakeReplica struct {
 	disks []*fakeDisk
 
 	mu      sync.Mutex
+	safe    map[string]bool // frames of acknowledged epochs
 	conn    net.Conn
 	w       *checkpoint.Writer
 	last    pact.Epoch
@@ -366,7 +376,9 @@ func (r *fakeReplica) serve(conn net.Conn) {
 	r.mu.Lock()
 	welcome := &checkpoint.Welcome{Version: checkpoint.Version, Stream: hello.Stream, Party: r.party, Refused: r.refuse}
 	if hello.Resume {
+		// What it says here counts as acknowledged.
 		welcome.LastEpoch, welcome.LastDigest = r.last, r.sum
+		r.acknowledge(r.frames)
 		rd.Expect(r.last, r.sum)
 		r.resumes++
 	} else {
@@ -429,6 +441,9 @@ func (r *fakeReplica) serve(conn net.Conn) {
 			r.epochs++
 			r.pages += m.PageCount()
 			m.Release()
+			if !r.keep {
+				r.acknowledge(m.Frames)
+			}
 			ack := &checkpoint.Ack{Epoch: m.Number, Digest: m.Digest}
 			if r.keep {
 				r.kept = append(r.kept, ack)
@@ -452,12 +467,22 @@ func (r *fakeReplica) serve(conn net.Conn) {
 	}
 }
 
+func (r *fakeReplica) acknowledge(frames []checkpoint.Frame) {
+	if r.safe == nil {
+		r.safe = map[string]bool{}
+	}
+	for _, f := range frames {
+		r.safe[string(f.Data)] = true
+	}
+}
+
 func (r *fakeReplica) setKeep(keep bool) {
 	r.mu.Lock()
 	r.keep = keep
 	kept, w := r.kept, r.w
 	if !keep {
 		r.kept = nil
+		r.acknowledge(r.frames)
 	}
 	r.mu.Unlock()
 	if !keep {
@@ -471,7 +496,9 @@ func (r *fakeReplica) cut() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.kept = nil
-	r.conn.Close()
+	if r.conn != nil {
+		r.conn.Close()
+	}
 }
 
 func (r *fakeReplica) get(fn func()) {
