@@ -48,6 +48,20 @@ type guest struct {
 // boot starts Ledger on a machine of its own and waits until it serves.
 func boot(t *testing.T, disk, options string) *guest {
 	t.Helper()
+	g := build(t, disk, options, nil)
+	if err := g.machine.Boot(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.machine.Start(); err != nil {
+		t.Fatal(err)
+	}
+	g.console.wait(t, "ledger: ready")
+	return g
+}
+
+// build makes the machine without starting anything.
+func build(t *testing.T, disk, options string, onPause func(*vmm.Pause) bool) *guest {
+	t.Helper()
 	g := &guest{console: newWatcher(), power: make(chan platform.PowerEvent, 1)}
 	nic, err := tap.Open(tapName)
 	if err != nil {
@@ -61,6 +75,7 @@ func boot(t *testing.T, disk, options string) *guest {
 		Cmdline:     "ip=" + guestAddress + "/24 gw=" + hostAddress + " " + options,
 		Nets:        []vmm.NetConfig{{Tap: nic, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 5}}},
 		Output:      out,
+		OnPause:     onPause,
 		OnPower: func(e platform.PowerEvent) {
 			select {
 			case g.power <- e:
@@ -92,13 +107,6 @@ func boot(t *testing.T, disk, options string) *guest {
 		}
 	})
 	t.Cleanup(g.stop)
-	if err := g.machine.Boot(); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.machine.Start(); err != nil {
-		t.Fatal(err)
-	}
-	g.console.wait(t, "ledger: ready")
 	return g
 }
 
