@@ -266,7 +266,7 @@ func settledSize(f *os.File) (int64, error) {
 		}
 		break
 	}
-	defer unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	defer func() { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }()
 	st, err := f.Stat()
 	if err != nil {
 		return 0, err

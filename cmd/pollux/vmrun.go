@@ -53,7 +53,8 @@ The guest's console is the serial port ttyS0; a Linux kernel that does not boot 
 Ctrl-A sends one Ctrl-A. Input that is not a terminal is passed on as it is, and its end ends nothing.
 
 The command ends with 0 when the guest powers off or is ended from the terminal, and with 1 when it
-crashes. A guest that resets boots again, unless --no-reboot is given.
+crashes or a signal ends it, which is a power cut too. A guest that resets boots again, unless --no-reboot
+is given.
 
   pollux vm run --kernel /boot/vmlinuz --initrd initrd.img --cmdline "console=ttyS0 quiet" \
       --disk root.raw --net tap=tap0 --memory 512M`,
@@ -116,15 +117,15 @@ func runOnce(ctx context.Context, config vmm.Config, t *terminal) (event platfor
 	}
 	m, err := vmm.New(config)
 	if err != nil {
-		return 0, fmt.Errorf("make the machine: %w", err)
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	out.machine = m
 	if err := m.Boot(); err != nil {
-		return 0, fmt.Errorf("boot: %w", err)
+		return 0, err
 	}
 	if err := m.Start(); err != nil {
-		return 0, fmt.Errorf("start the guest: %w", err)
+		return 0, err
 	}
 	select {
 	case event = <-power:
@@ -165,7 +166,7 @@ func (o vmOptions) machine() (config vmm.Config, release func() error, err error
 	})
 	defer func() {
 		if err != nil {
-			release()
+			err = errors.Join(err, release())
 		}
 	}()
 	config = vmm.Config{Cmdline: o.cmdline, CPUs: o.cpus}
