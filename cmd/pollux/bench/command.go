@@ -43,8 +43,8 @@ what counts is the ratio. The result goes to standard output, progress to standa
 			return err
 		},
 	}
-	for _, m := range metrics {
-		cmd.Long += fmt.Sprintf("  %-5s %s\n", m.id, m.about)
+	for _, m := range metrics() {
+		cmd.Long += fmt.Sprintf("  %-11s %s\n", m.key(), m.about)
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&only, "only", nil, "measure only these, for example P1,P4")

@@ -39,15 +39,14 @@ type Row struct {
 	Baseline *float64 `json:"baseline,omitempty"` // in the same unit, from the same run
 	Ratio    *float64 `json:"ratio,omitempty"`    // value by baseline
 
-	Target  *float64 `json:"target,omitempty"` // of the ratio where there is one, else of the value
+	Target  *float64 `json:"target,omitempty"`   // of the ratio where there is one, else of the value
+	AtLeast bool     `json:"at_least,omitempty"` // the target is a lower bound, not an upper one
 	Reached *bool    `json:"reached,omitempty"`
 
 	// Phases says where the time went, by name.
 	Phases map[string]Phase `json:"phases,omitempty"`
 	// Note says what was measured, and what limits it here.
 	Note string `json:"note,omitempty"`
-
-	atLeast bool // the target is a lower bound
 }
 
 // Phase is a part of what a row measures.
@@ -83,7 +82,7 @@ func (r Row) atMost(target float64) Row { return r.judge(target, false) }
 func (r Row) toReach(target float64) Row { return r.judge(target, true) }
 
 func (r Row) judge(target float64, atLeast bool) Row {
-	r.Target, r.atLeast = &target, atLeast
+	r.Target, r.AtLeast = &target, atLeast
 	if r.Samples == 0 {
 		return r // nothing can be said
 	}

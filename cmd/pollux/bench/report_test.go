@@ -138,12 +138,18 @@ func TestTargets(t *testing.T) {
 
 func TestSelected(t *testing.T) {
 	all, err := selected(nil)
-	if err != nil || len(all) != len(metrics) {
+	if err != nil || len(all) != len(metrics()) {
 		t.Errorf("nothing named: %d metrics, %v", len(all), err)
 	}
 	some, err := selected([]string{"P5", "P1"})
 	if err != nil || len(some) != 2 || some[0].id != "P1" {
 		t.Errorf("P5,P1: %v, %v", some, err)
+	}
+	if p2, err := selected([]string{"P2"}); err != nil || len(p2) != 3 {
+		t.Errorf("P2: %v, %v", p2, err)
+	}
+	if one, err := selected([]string{"P4/kill"}); err != nil || len(one) != 1 {
+		t.Errorf("P4/kill: %v, %v", one, err)
 	}
 	if _, err := selected([]string{"P1", "P99"}); err == nil || !strings.Contains(err.Error(), "P99") {
 		t.Errorf("P99: %v", err)

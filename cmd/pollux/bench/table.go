@@ -86,7 +86,7 @@ func (r Row) target() string {
 	if r.Target == nil {
 		return "-"
 	}
-	if r.atLeast {
+	if r.AtLeast {
 		return ">= " + number(*r.Target)
 	}
 	return "<= " + number(*r.Target)
