@@ -288,6 +288,16 @@ func TestOwnGap(t *testing.T) {
 		}
 		b.h.setSilent(false)
 		b.until("released", func() bool { return len(b.m.left()) == 1 })
+		b.close()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 0)
+		b.protect()
+		for range 20 {
+			b.jump(time.Second)
+			time.Sleep(60 * time.Millisecond)
+		}
+		b.untilMode("protected")
 		if slices.Contains(b.h.kinds, pact.GoSolo) {
 			t.Error("its own standstill was taken for the replica's silence")
 		}

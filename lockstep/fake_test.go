@@ -149,14 +149,16 @@ func (m *fakeMachine) OnReceive(fn func(int, []byte)) {
 	m.receive = fn
 }
 func (m *fakeMachine) CopyDisk(disk int, offset, n int64) {
-	if m.slowDisk != nil {
-		<-m.slowDisk
-	}
-	m.lock.Lock()
-	defer m.lock.Unlock()
-	b := make([]byte, n)
-	m.disks[disk].ReadAt(b, offset)
-	m.out.DiskWritten(disk, offset, b)
+	go func() {
+		if m.slowDisk != nil {
+			<-m.slowDisk
+		}
+		m.lock.Lock()
+		defer m.lock.Unlock()
+		b := make([]byte, n)
+		m.disks[disk].ReadAt(b, offset)
+		m.out.DiskWritten(disk, offset, b)
+	}()
 }
 
 // Capture and Forget are called in OnPause, with the device lock held.
