@@ -8,8 +8,9 @@ volatile u8 irq_pending, timer_fired;
 u64 trap_vector, trap_error, trap_rip, trap_address;
 u32 boot_info;
 
-u8 user_stack[32 * KIB] __attribute__((aligned(4096), section(".bss.pages")));
-__asm__(".global user_stack_top\n.set user_stack_top, user_stack + 32768 - 8");
+// Ends in the middle of a page: the other half is the parsed request's.
+u8 user_stack[30 * KIB] __attribute__((aligned(4096), section(".bss.stack")));
+__asm__(".global user_stack_top\n.set user_stack_top, user_stack + 30720 - 8");
 
 struct gate {
 	u16 offset0, selector;

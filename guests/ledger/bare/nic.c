@@ -15,14 +15,14 @@
 #define REST 1280 // FRAME_MAX - SMALL_FRAME, and some
 #define LARGE 1536
 
-struct rings rings __attribute__((aligned(4096), section(".bss.pages")));
+struct rings rings __attribute__((aligned(4096), section(".bss.rings")));
 u8 nic_mac[6];
 
 static struct virtio nic;
 static struct queue rx, tx;
 static struct descriptor rx_descriptors[2 * RX_BUFFERS] __attribute__((aligned(4096), section(".bss.pages")));
 static u8 rx_small[RX_BUFFERS][SMALL] __attribute__((aligned(4096), section(".bss.pages")));
-static u8 tx_small[TX_SMALL][SMALL] __attribute__((aligned(4096), section(".bss.pages")));
+static u8 tx_small[TX_SMALL][SMALL] __attribute__((aligned(64), section(".bss.transmit"))); // the first behind the rings
 static u8 rx_rest[RX_BUFFERS][REST] __attribute__((aligned(4096), section(".bss.large")));
 static u8 tx_large[TX_LARGE][LARGE] __attribute__((aligned(4096), section(".bss.large")));
 static u8 whole[FRAME_MAX + 2] __attribute__((aligned(64), section(".bss.large"))); // a long frame, put together

@@ -8,7 +8,7 @@
 #define STARVED_AFTER (30 * SECOND)
 
 static u8 scratch[SCRATCH] __attribute__((section(".bss.large")));
-static struct request request __attribute__((section(".bss.large")));
+static struct request request __attribute__((section(".bss.request")));
 static u64 last_id;
 static struct set gated;                        // connections with replies that wait for the journal
 static struct set waiting_pool, waiting_journal; // sessions that session_resume looks at
