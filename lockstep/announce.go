@@ -5,8 +5,10 @@ import (
 	"net"
 )
 
-// announceEvery is the number of pulses between two announcements.
-const announceEvery = 4
+const (
+	announceEvery = 4  // pulses between two announcements
+	announceLeast = 10 // announcements, even if the loser is known to have stopped
+)
 
 // announcement is a reverse ARP request from a network card: whatever it asks, each switch on its way
 // learns where the card is now. It needs no IP address, and no host answers it.
@@ -27,9 +29,10 @@ func announcement(mac net.HardwareAddr) []byte {
 	return append(f, make([]byte, 60-len(f))...)
 }
 
-// Announce tells the network where the guest's cards are, again and again until StopAnnouncing: the
-// loser's host may go on saying otherwise until it has stopped. Nothing is said while nothing may
-// leave this host.
+// Announce tells the network where the guest's cards are, again and again: the loser's host may go on
+// saying otherwise until it has stopped. It ends with StopAnnouncing, or some time after a replica has
+// been reached: a loser becomes one only after it has stopped. Nothing is said while nothing may leave
+// this host.
 func (e *Engine) Announce() {
 	e.mu.Lock()
 	e.announcing, e.announced = true, 0
@@ -50,6 +53,9 @@ func (e *Engine) announce() {
 	due := e.announcing && !e.core.Blocked() && e.announced%announceEvery == 0
 	if e.announcing && !e.core.Blocked() {
 		e.announced++
+	}
+	if e.announced >= announceEvery*announceLeast && e.stream != nil && e.stream.up {
+		e.announcing = false
 	}
 	e.unlock()
 	if !due {

@@ -11,9 +11,6 @@ import (
 	"github.com/pollux-ha/pollux/vmm"
 )
 
-// arenaPages is the room that a Capture is made with; it grows to the guest's needs.
-const arenaPages = 1024
-
 // kick asks for a pause if something waits for one. e.mu is held.
 func (e *Engine) kick() {
 	if !e.asked && e.begun && e.pauseDue() {
@@ -125,13 +122,28 @@ func (e *Engine) leave() bool {
 	return !e.staying
 }
 
+// provide makes room for all epochs that can be in flight, outside of any pause: memory that has not
+// been touched yet costs many times what copying into it does.
+func (e *Engine) provide() {
+	e.mu.Lock()
+	missing := e.cfg.InFlight - len(e.inflight) - len(e.free)
+	e.mu.Unlock()
+	pages := min(e.cfg.DirtyBudget, e.cfg.Machine.RAM().Pages())
+	for range missing {
+		c := vmm.NewCapture(pages)
+		e.mu.Lock()
+		e.free = append(e.free, c)
+		e.mu.Unlock()
+	}
+}
+
 func (e *Engine) takeCapture() *vmm.Capture {
 	if n := len(e.free); n > 0 {
 		c := e.free[n-1]
 		e.free = e.free[:n-1]
 		return c
 	}
-	return vmm.NewCapture(arenaPages)
+	return vmm.NewCapture(1)
 }
 
 func (e *Engine) captureFailed(err error) {

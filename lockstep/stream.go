@@ -139,7 +139,7 @@ func (e *Engine) relaxLogging() {
 	e.mu.Lock()
 	off := e.logging && e.stream == nil && e.image.party.IsZero()
 	if off {
-		e.logging = false
+		e.logging, e.free = false, nil
 	}
 	e.mu.Unlock()
 	if off {
@@ -182,6 +182,7 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 	if err != nil {
 		return false, err
 	}
+	e.provide()
 	if resume {
 		err = e.resume(s, welcome)
 	} else {
