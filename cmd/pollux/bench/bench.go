@@ -42,6 +42,7 @@ func metrics() []metric {
 	all := []metric{
 		{id: "P1", about: "pause per checkpoint", measure: (*bench).pauses, limit: 5 * time.Minute},
 		{id: "P5", about: "bytes on the wire for each dirtied byte", measure: (*bench).wire, limit: 5 * time.Minute},
+		{id: "P9", about: "pause as the guest grows", measure: (*bench).growth, limit: 5 * time.Minute},
 		{id: "P2a", about: "throughput of a guest that computes", probe: newBurning, limit: probeLimit},
 		{id: "P2b", about: "throughput of a guest that serves requests", probe: newServing, limit: probeLimit},
 		{id: "P2c", about: "throughput at 10,000 dirtied pages a second", probe: newDirtying, limit: probeLimit},
