@@ -41,8 +41,8 @@ func TestTakeoverRows(t *testing.T) {
 			t.Errorf("row %d: %+v", i, r)
 		}
 	}
-	if p := rows[0].Phases["first output"]; p.P50 != 7000 || p.Samples != 2 {
-		t.Errorf("first output: %+v", p)
+	if p := rows[0].Phases["the rest"]; p.P50 != 7000 || p.Samples != 2 {
+		t.Errorf("the rest: %+v", p)
 	}
 	// A process that is killed takes no leader with it.
 	for _, r := range takeoverRows(takeover{demo.Kill, "kill", 30}, &demo.Result{Strikes: []demo.Strike{strike("a", 10)}}) {

@@ -14,7 +14,7 @@ import (
 // phaseOrder is the order in which phases follow one another.
 var phaseOrder = []string{
 	"stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack", "release",
-	"detect", "decide", "activate", "announce", "first output",
+	"detect", "decide", "activate", "announce", "the rest",
 }
 
 // WriteTable writes the report for people: the rows, then where the time went, then the notes.

@@ -76,7 +76,7 @@ func takeoverRows(t takeover, result *demo.Result) []Row {
 			rest -= d
 		}
 		if len(s.PhasesUs) > 0 {
-			k.split.add("first output", max(rest, 0))
+			k.split.add("the rest", max(rest, 0))
 		}
 	}
 	var rows []Row
@@ -86,7 +86,7 @@ func takeoverRows(t takeover, result *demo.Result) []Row {
 		}
 		r := row("P4", t.about+", "+k.name, "ms", k.took).split(k.split).
 			noted("from the fault to the first reply that a client got after it; seed %d, %d acknowledged writes, %d lost, %d connections reset; "+
-				"the phase \"first output\" is what the others leave", result.Seed, result.Acknowledged, result.LostWrites, result.Resets)
+				"the phase \"the rest\" is what the others leave: up to the fault's detection, and from the start to the first reply", result.Seed, result.Acknowledged, result.LostWrites, result.Resets)
 		if k.target {
 			r = r.atMost(t.target)
 		}
