@@ -15,6 +15,7 @@ func NewCommand() *cobra.Command {
 		only   []string
 		output string
 		quick  bool
+		what   []metric
 	)
 	cmd := &cobra.Command{
 		Use:   "bench",
@@ -24,17 +25,19 @@ switchovers, and the bytes on the wire. Every figure is taken beside its own bas
 what counts is the ratio. The result goes to standard output, progress to standard error.
 
 `,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		// Flags are judged with the arguments: what is wrong with them is wrong with the command line.
+		Args: func(cmd *cobra.Command, args []string) (err error) {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("-o %s: table or json", output)
 			}
-			what, err := selected(only)
-			if err != nil {
+			if what, err = selected(only); err != nil {
 				return err
 			}
+			return cobra.NoArgs(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := &bench{report: newReport(), quick: quick, progress: cmd.ErrOrStderr(), began: time.Now()}
-			err = b.run(cmd.Context(), what)
+			err := b.run(cmd.Context(), what)
 			if len(b.report.Rows) > 0 {
 				if err := write(cmd.OutOrStdout(), b.report, output); err != nil {
 					return err
