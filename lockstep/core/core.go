@@ -94,6 +94,7 @@ const (
 type question struct {
 	command pact.Command // with its ID
 	doubt   int          // of a Confirm: which doubt it settles
+	refused bool
 }
 
 // New makes the core of a process that is not a primary yet.
@@ -297,10 +298,12 @@ func (c *Core) answered(ev Answered) {
 	if v.Assignment.Term < c.a.Term {
 		return
 	}
-	for _, q := range c.questions {
+	for i := range c.questions {
+		q := &c.questions[i]
 		if q.command.ID != ev.ID || q.command.Term != c.a.Term {
 			continue
 		}
+		q.refused = !v.Applied
 		switch kind := q.command.Kind; {
 		case kind == pact.Confirm && v.Applied && q.doubt == c.doubt:
 			c.gap, c.word, c.heard = false, false, c.a.Term

@@ -1,7 +1,7 @@
 package core
 
 import (
-	"strconv"
+	"fmt"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
@@ -174,14 +174,24 @@ func (c *Core) ask(q pact.Command, again bool) {
 		}
 	}
 	c.questions = kept
-	if old == nil {
-		c.sequence++
-		q.ID = strconv.FormatUint(uint64(c.self.Incarnation), 16) + "-" + strconv.FormatUint(c.sequence, 10)
-		c.questions = append(c.questions, question{command: q, doubt: doubt})
-		c.act(Propose{q})
+	if old != nil && !again {
 		return
 	}
-	if again {
-		c.act(Propose{old.command})
+	if old == nil || old.refused {
+		// Whoever remembers that an ID was refused refuses it for ever.
+		q.ID = c.newID()
+		if old == nil {
+			c.questions = append(c.questions, question{})
+			old = &c.questions[len(c.questions)-1]
+		}
+		*old = question{command: q, doubt: doubt}
 	}
+	c.act(Propose{old.command})
+}
+
+// newID makes an ID that no other question has: a process may be the primary several times, in terms
+// of its own each time.
+func (c *Core) newID() string {
+	c.sequence++
+	return fmt.Sprintf("%x-%d-%d", uint64(c.self.Incarnation), c.a.Term, c.sequence)
 }

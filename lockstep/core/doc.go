@@ -18,9 +18,11 @@
 //     and from the newest epoch that it acknowledged; had it not, nobody but this host may run.
 //  3. In one term at most one Protect is ever asked: one k, one replica. After it was refused, or its
 //     stream was lost, the term has to rise (GoSolo) before anything is sealed again.
-//  4. A question that could raise the term is never withdrawn. It is put again, under the same ID,
-//     until an assignment with a higher term has been applied by this host's own Raft log. Verdicts
-//     and the words of others stop this host or hold its output; they never let it go on.
+//  4. A question that could raise the term is never withdrawn. It is put again, under the same ID
+//     (under a new one once it was refused in an unchanged term), until an assignment with a higher
+//     term has been applied by this host's own Raft log, or replaced by another that raises the
+//     term. Verdicts and the words of others stop this host or hold its output; they never let it
+//     go on. Only Confirm, which changes no assignment, is settled by its verdict.
 //  5. After a word of a term higher than its assignment's the guest stands still and nothing leaves,
 //     until an assignment of that term says who runs it, or a Confirm asked after the word is applied.
 //     After an own gap (the process did not run for the detection time) nothing leaves until a
