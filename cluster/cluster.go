@@ -5,20 +5,66 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/pollux-ha/pollux/cluster/config"
+	"github.com/pollux-ha/pollux/cluster/daemon"
+	"github.com/pollux-ha/pollux/cluster/pki"
+	"github.com/pollux-ha/pollux/console"
 )
 
 // Version is what members tell each other; the program's build sets it.
 var Version = "dev"
 
-var errUnfinished = errors.New("the control plane is not in this build")
-
 // RunHost runs the daemon of a host until ctx ends. It returns nil after a clean end; guests go on.
-func RunHost(ctx context.Context, cfg *config.Config) error { return errUnfinished }
+func RunHost(ctx context.Context, cfg *config.Config) error { return run(ctx, cfg, pki.RoleHost) }
 
 // RunWitness runs the daemon of a witness until ctx ends: a voter that runs no guest.
-func RunWitness(ctx context.Context, cfg *config.Config) error { return errUnfinished }
+func RunWitness(ctx context.Context, cfg *config.Config) error { return run(ctx, cfg, pki.RoleWitness) }
+
+func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
+	log, err := logger(cfg.Log.Level)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Sync() }()
+	for _, dir := range []string{cfg.StateDir, cfg.GuestsDir(), cfg.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make the daemon's directories: %w", err)
+		}
+	}
+	// The socket first: another daemon in the same run_dir is found out before anything is touched.
+	l, err := console.Listen(cfg.Socket())
+	if err != nil {
+		return err
+	}
+	d, err := daemon.Open(cfg, role, Version, log)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	api := console.Serve(l, d, log.Named("api"))
+	<-ctx.Done()
+	log.Info("daemon ends; guests go on")
+	return errors.Join(api.Close(), d.Close())
+}
+
+// logger writes JSON to standard error, for a service manager to keep.
+func logger(level string) (*zap.Logger, error) {
+	var l zapcore.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log.level: %w", err)
+	}
+	c := zap.NewProductionConfig()
+	c.Level = zap.NewAtomicLevelAt(l)
+	c.Sampling = nil
+	c.DisableStacktrace = true
+	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	return c.Build()
+}
 
 // InitResult tells what Init has made.
 type InitResult struct {
@@ -28,7 +74,16 @@ type InitResult struct {
 
 // Init makes a new cluster with cfg's machine as its first host: the CA, the machine's certificate,
 // the gossip key. It refuses where a cluster is already. No daemon needs to run, and none is started.
-func Init(cfg *config.Config) (*InitResult, error) { return nil, errUnfinished }
+func Init(cfg *config.Config) (*InitResult, error) {
+	if cfg.ReplicationAddress == "" {
+		return nil, fmt.Errorf("%w: replication_address is not set: a host needs it for checkpoint streams", config.ErrInvalid)
+	}
+	c, fingerprint, err := pki.Found(cfg.PKIDir(), cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &InitResult{ClusterID: c.ID, CAFingerprint: fingerprint}, nil
+}
 
 // JoinResult tells what Join has been given.
 type JoinResult struct {
@@ -41,5 +96,9 @@ type JoinResult struct {
 // host for a machine of this name. Afterwards the daemon can be started; it enters the cluster's Raft
 // configuration by itself.
 func Join(ctx context.Context, cfg *config.Config, token string) (*JoinResult, error) {
-	return nil, errUnfinished
+	c, issuer, err := pki.Join(ctx, cfg.PKIDir(), cfg.Name, token)
+	if err != nil {
+		return nil, err
+	}
+	return &JoinResult{ClusterID: c.ID, Role: string(c.Role), Issuer: issuer}, nil
 }

@@ -364,3 +364,17 @@ func (n *Node) keepWarm(ctx context.Context) {
 		}
 	}
 }
+
+// WaitApplied waits until this member has applied its log up to an index.
+func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, n.o.Timeouts.Propose.D())
+	defer cancel()
+	for n.raft.AppliedIndex() < index {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return nil
+}
