@@ -427,7 +427,7 @@ func (c *Core) refuseSwitchover() string {
 	switch {
 	case c.a.Mode != pact.Protected:
 		return "the guest is not protected: there is no replica that could take it over"
-	case c.stream.state != streamUp:
+	case c.stream.state == streamDown:
 		return "there is no stream to the replica"
 	case c.asked.goSolo || c.doubtful() || c.fault != "":
 		return "a decision is awaited: " + c.detail
