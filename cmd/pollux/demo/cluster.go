@@ -179,14 +179,16 @@ func (c *cluster) found(ctx context.Context, tell func(format string, a ...any))
 		if err := n.start(); err != nil {
 			return err
 		}
-		voters := i + 2
-		if err := c.await(ctx, first, fmt.Sprintf("to count %s as a voter", n.Name), func(s *console.ClusterStatus) bool {
-			return s.Quorum.Healthy && s.Quorum.Voters == voters && s.Quorum.Reachable == voters
+		if err := c.await(ctx, first, "to know "+n.Name, func(s *console.ClusterStatus) bool {
+			return s.Quorum.Healthy && len(s.Members) == i+2
 		}); err != nil {
 			return err
 		}
 	}
-	return nil
+	// Two members have one vote between them: a second one would only be one more that may fail.
+	return c.await(ctx, first, "to have three voters", func(s *console.ClusterStatus) bool {
+		return s.Quorum.Healthy && s.Quorum.Voters == 3 && s.Quorum.Reachable == 3
+	})
 }
 
 // await asks a node for the cluster's status until it is as wanted.
