@@ -235,7 +235,11 @@ func (x *session) refuse(r core.Refuse) error {
 			return err
 		}
 	}
-	err := x.writer.Write(&checkpoint.Welcome{Version: checkpoint.Version, Stream: x.hello.Stream, Party: x.s.cfg.Self, Refused: r.Why})
+	w := &checkpoint.Welcome{Version: checkpoint.Version, Stream: x.hello.Stream, Party: x.s.cfg.Self, Refused: r.Why}
+	if r.Blank {
+		w.Refused = "" // the last epoch, none, says it in a way that a program understands
+	}
+	err := x.writer.Write(w)
 	return errors.Join(err, errEnded)
 }
 

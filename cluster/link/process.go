@@ -91,10 +91,9 @@ const (
 	OrderPowerButton = "power-button"
 	OrderKill        = "kill"    // stop at once
 	OrderAbandon     = "abandon" // a replica that is not wanted any more: exit
-	// An operator accepts a disk copy that is not known to be current, or one that a synchronization
-	// has left half overwritten. Sent before the Start entry that carries the accepted loss is
-	// proposed: without it the process refuses to boot from such a disk.
-	OrderAcceptOutdated     = "accept-outdated"
+	// An operator accepts a disk that a synchronization has left half overwritten. Sent before the
+	// Start entry that carries the accepted loss is proposed: without it the process refuses to boot
+	// from such a disk. (For one that is merely outdated the applied Start is enough.)
 	OrderAcceptInconsistent = "accept-inconsistent"
 )
 

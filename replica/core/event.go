@@ -105,10 +105,12 @@ type (
 	}
 
 	// Refuse tells why, tells the higher term if there is one (Term != 0), and closes.
+	// Blank: it asks to go on from an image that is not here; it learns that, and starts afresh.
 	Refuse struct {
-		Conn Conn
-		Term pact.Term
-		Why  string
+		Conn  Conn
+		Term  pact.Term
+		Why   string
+		Blank bool
 	}
 
 	// Close ends a connection.

@@ -134,13 +134,16 @@ func (c *Core) appliedOther(raised bool) []Action {
 	case Primary, Activating:
 		return c.end(EndReplaced, fmt.Sprintf("term %d gives the guest to %v", c.a.Term, c.a.Primary))
 	}
-	// Streams of an older term are over, and so is the image: the guest ran on without it.
+	// Streams of an older term are over. The image stays as it is: where its primary goes on, and has
+	// kept what it needs, a stream may go on after the epoch that the image holds.
 	out := c.dropStream(fmt.Sprintf("term %d", c.a.Term))
-	if c.state != Waiting || c.img.complete {
-		out = append(out, Note{Kind: "image-discarded", Text: fmt.Sprintf("term %d, mode %s, primary %v", c.a.Term, c.a.Mode, c.a.Primary)})
+	if c.state != Waiting {
+		out = append(out, Note{Kind: "no-right", Text: fmt.Sprintf("term %d, mode %s, primary %v", c.a.Term, c.a.Mode, c.a.Primary)})
 	}
-	c.state = Waiting
-	c.img = image{touched: c.img.touched}
+	c.state, c.first = Waiting, false
+	if c.img.from != c.a.Primary {
+		c.img = image{touched: c.img.touched}
+	}
 	return append(out, Disarm{})
 }
 

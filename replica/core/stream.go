@@ -41,7 +41,8 @@ func (c *Core) opened(e Opened) []Action {
 	}
 	if e.Resume {
 		if !c.img.touched || c.img.from != e.Primary || c.img.acked == 0 {
-			return refuse("there is no image of this primary to go on from")
+			r := Refuse{Conn: e.Conn, Why: "there is no image of this primary to go on from", Blank: true}
+			return append(out, r)
 		}
 		out = c.dropStream("replaced by a newer stream of the same primary")
 		c.in = stream{conn: e.Conn, term: e.Term}

@@ -59,7 +59,7 @@ func Main(path string) (int, error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 
-	p, err := start(ctx, cfg, log)
+	p, err := start(ctx, cfg, log, openTap)
 	if err != nil {
 		log.Error("start", zap.Error(err))
 		if errors.Is(err, store.ErrBusy) {

@@ -52,7 +52,7 @@ func (o *outlet) pause(p *vmm.Pause) bool {
 }
 
 // machineConfig describes the machine of the configured guest.
-func machineConfig(cfg link.ProcessConfig, disks []*store.Disk) (vmm.Config, error) {
+func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpener) (vmm.Config, error) {
 	m := vmm.Config{
 		MemoryBytes: cfg.Spec.MemoryBytes, CPUs: cfg.Spec.CPUs, Cmdline: cfg.Spec.Cmdline, PinCPUs: cfg.PinCPUs,
 	}
@@ -88,6 +88,9 @@ func image(path string) ([]byte, error) {
 	}
 	return os.ReadFile(path)
 }
+
+// tapOpener opens a tap by its name, in a network namespace.
+type tapOpener func(netns, name string) (*os.File, error)
 
 // openTap opens a tap, in the network namespace at path where one is named.
 func openTap(netns, name string) (*os.File, error) {

@@ -65,7 +65,7 @@ type process struct {
 }
 
 // start makes the process: disks locked, machine ready, sockets open, no right to anything.
-func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger) (_ *process, err error) {
+func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap tapOpener) (_ *process, err error) {
 	p := &process{cfg: cfg, log: log, exit: make(chan int, 1), changed: make(chan struct{}, 1)}
 	var undo []func()
 	defer func() {
@@ -90,7 +90,7 @@ func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger) (_ *pro
 		}
 		undo = append(undo, func() { p.console.Close() })
 	}
-	if err := p.makeMachine(); err != nil {
+	if err := p.makeMachine(openTap); err != nil {
 		return nil, err
 	}
 	undo = append(undo, func() { p.machine.Close() })
@@ -138,8 +138,8 @@ func (p *process) openStore(ctx context.Context) (err error) {
 	return err
 }
 
-func (p *process) makeMachine() (err error) {
-	if p.config, err = machineConfig(p.cfg, p.store.Disks()); err != nil {
+func (p *process) makeMachine(openTap tapOpener) (err error) {
+	if p.config, err = machineConfig(p.cfg, p.store.Disks(), openTap); err != nil {
 		return err
 	}
 	p.config.Output, p.config.OnPause = &p.outlet, p.outlet.pause

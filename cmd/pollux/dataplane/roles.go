@@ -19,6 +19,7 @@ import (
 	primary "github.com/pollux-ha/pollux/lockstep/core"
 	"github.com/pollux-ha/pollux/replica"
 	"github.com/pollux-ha/pollux/replica/core"
+	"github.com/pollux-ha/pollux/replica/mark"
 )
 
 // roles is the process as its replica's side sees it.
@@ -66,11 +67,17 @@ func (r *roles) ColdStart(a pact.Assignment) error {
 	p.mu.Lock()
 	order := p.order
 	p.mu.Unlock()
+	if d := a.CurrentDisk; order == "" && (d.Host != p.cfg.Party.Host || d.Term == m.Term) {
+		// Raft has found this very copy to be the current one, or has committed an operator's order to
+		// start from one that is not; it applies no other Start. A disk that was being overwritten
+		// needs an order of its own all the same.
+		order = mark.Outdated
+	}
 	if err := m.MayStart(order); err != nil {
 		return fmt.Errorf("cold start refused: %w", err)
 	}
 	detail := map[string]any{"disk": string(m.State), "marker_term": uint64(m.Term)}
-	if order != "" {
+	if m.State == mark.Outdated || m.State == mark.Inconsistent {
 		detail["accepted"] = string(order)
 	}
 	if err := p.events.Log(audit.GuestStart, detail); err != nil {
@@ -218,6 +225,7 @@ func (h *host) WriteMarker(t pact.Term) {
 
 func (h *host) Refused(why string) {
 	p := (*process)(h)
+	p.log.Info("an order is refused", zap.String("why", why))
 	p.events.Note(audit.Operator, map[string]any{"outcome": "refused", "reason": why})
 	p.change(why)
 }

@@ -86,27 +86,22 @@ func (p *process) follow(o link.Order) {
 		return
 	}
 	e := p.currentEngine()
+	if e == nil && (o.Kind == link.OrderSwitchover || o.Kind == link.OrderPowerButton || o.Kind == link.OrderKill) {
+		(*host)(p).Refused(o.Kind + ": the guest does not run here")
+		return
+	}
 	switch o.Kind {
 	case link.OrderSwitchover:
-		if e != nil {
-			e.Switchover()
-		}
+		e.Switchover()
 	case link.OrderPowerButton:
-		if e != nil {
-			p.machine.PowerButton()
-		}
+		p.machine.PowerButton()
 	case link.OrderKill:
-		if e != nil {
-			e.Kill("by order")
-		}
+		e.Kill("by order")
 	case link.OrderAbandon:
 		p.side.Step(core.Abandon{})
-	case link.OrderAcceptOutdated, link.OrderAcceptInconsistent:
+	case link.OrderAcceptInconsistent:
 		p.mu.Lock()
-		p.order = mark.Outdated
-		if o.Kind == link.OrderAcceptInconsistent {
-			p.order = mark.Inconsistent
-		}
+		p.order = mark.Inconsistent
 		p.mu.Unlock()
 	default:
 		p.log.Warn("an order that this program does not know", zap.String("order", o.Kind))
@@ -171,6 +166,9 @@ func (p *process) status() link.Status {
 	}
 	if e != nil {
 		e.Status(&s)
+		if s.Detail == "" {
+			s.Detail = detail
+		}
 	}
 	if s.TimingsUs == nil {
 		s.TimingsUs = map[string]link.Summary{}
