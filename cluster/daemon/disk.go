@@ -126,10 +126,10 @@ func prepareDir(cfg *config.Config, a pact.Assignment) error {
 		switch have, want := uint64(info.Size()), d.SizeBytes; {
 		case have > want:
 			return fmt.Errorf("%s has %d bytes, the guest's disk %d is to have %d: put a file of that size there", diskPath(dir, i), have, i, want)
-		case have < want && a.CurrentDisk.Term != 0:
+		case have < want && (d.ReadOnly || readMark(diskPath(dir, i)).term != 0):
 			return fmt.Errorf("%s has %d bytes, the guest's disk %d has %d: the file was cut off; restore it", diskPath(dir, i), have, i, want)
-		case have < want && !d.ReadOnly:
-			// An image that an operator has put there for the first start.
+		case have < want:
+			// An image that an operator has put there for the first start, or a file that was just being made.
 			if err := os.Truncate(diskPath(dir, i), int64(want)); err != nil {
 				return fmt.Errorf("grow disk %d to its size: %w", i, err)
 			}

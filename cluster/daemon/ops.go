@@ -105,7 +105,10 @@ func (d *Daemon) Create(ctx context.Context, name string, spec pact.Spec, start 
 	if start {
 		desired = pact.DesiredRunning
 	}
-	_, err := d.commit(ctx, pact.Command{Kind: pact.Create, Guest: name, Spec: &spec, Desired: desired, Operator: operator})
+	v, err := d.commit(ctx, pact.Command{Kind: pact.Create, Guest: name, Spec: &spec, Desired: desired, Operator: operator})
+	if errors.Is(err, ErrRefused) && v.Assignment.Guest != "" {
+		return fmt.Errorf("%w: %q", ErrExists, name)
+	}
 	return err
 }
 
