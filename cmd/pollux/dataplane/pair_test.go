@@ -113,9 +113,9 @@ func (r *raft) tell() {
 	r.moved.Broadcast()
 }
 
-func (r *raft) serve(m *member, party pact.Party) {
+func (r *raft) serve(m *member, conn *link.Conn) {
 	for {
-		msg, err := m.conn.Receive()
+		msg, err := conn.Receive()
 		if err != nil {
 			return
 		}
@@ -128,10 +128,10 @@ func (r *raft) serve(m *member, party pact.Party) {
 			m.status = *msg.Status
 			r.moved.Broadcast()
 		case msg.Proposal != nil && r.mute:
-			_ = m.conn.Send(link.Message{Answer: &link.Answer{ID: msg.Proposal.ID, Unknown: "no quorum"}})
+			_ = conn.Send(link.Message{Answer: &link.Answer{ID: msg.Proposal.ID, Unknown: "no quorum"}})
 		case msg.Proposal != nil:
 			v := r.commit(*msg.Proposal)
-			_ = m.conn.Send(link.Message{Answer: &link.Answer{ID: msg.Proposal.ID, Verdict: &v}})
+			_ = conn.Send(link.Message{Answer: &link.Answer{ID: msg.Proposal.ID, Verdict: &v}})
 		}
 		r.mu.Unlock()
 	}
@@ -253,11 +253,13 @@ func (r *raft) launch(party pact.Party, dir, certs string) *member {
 	r.mu.Lock()
 	r.procs[party] = m
 	r.mu.Unlock()
-	go r.serve(m, party)
+	go r.serve(m, m.conn)
 	t.Cleanup(func() {
 		cancel()
 		<-m.gone
+		r.mu.Lock()
 		m.conn.Close()
+		r.mu.Unlock()
 		m.wire.Close()
 	})
 	return m
@@ -448,9 +450,10 @@ func TestLoserExits(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.mu.Lock()
-	a.conn = link.NewConn(c)
+	again := link.NewConn(c)
+	a.conn = again
 	r.mu.Unlock()
-	go r.serve(a, partyA)
+	go r.serve(a, again)
 	a.exited(t, link.ExitReplaced)
 }
 
