@@ -4,10 +4,12 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GO      ?= go
 FUZZTIME ?= 20s
+# Names the skipped tests, and fails where one was skipped that this machine could have run.
+REPORT  := $(GO) run ./tests/report
 # What runs under the race detector: everything that shares memory between goroutines and holds no KVM guest.
 RACE ?= ./audit/... ./checkpoint/... ./cluster/... ./console/... ./fencing/... ./lockstep/... ./replica/... ./tests/history/... ./vmm/bus/... ./vmm/memory/... ./vmm/virtio/...
 
-.PHONY: all build demo test unit race e2e bench lint fuzz clean setup
+.PHONY: all build demo demo-faults test unit race e2e bench lint lab-smoke fuzz clean setup
 
 all: build
 
@@ -20,6 +22,19 @@ demo: build
 	@sh tests/setup.sh demo
 	bin/pollux demo
 
+# Every fault, unattended, ROUNDS times.
+ROUNDS ?= 20
+demo-faults: build
+	@sh tests/setup.sh demo
+	@set -e; for fault in kill power hang link isolate; do \
+		echo "== $$fault"; bin/pollux demo --fault $$fault --rounds $(ROUNDS) --load -o json; \
+	done
+
+# A stock Debian kernel on `pollux vm run`, inside an emulated machine with KVM.
+lab-smoke:
+	@sh tests/setup.sh lab
+	tests/lab/smoke.sh
+
 test: setup build unit race e2e
 
 setup:
@@ -27,14 +42,14 @@ setup:
 
 unit:
 	$(GO) vet ./...
-	$(GO) test -timeout 15m $$($(GO) list ./... | grep -v /tests/e2e)
+	$(GO) test -json -timeout 15m $$($(GO) list ./... | grep -v /tests/e2e) | $(REPORT)
 
 race:
-	$(GO) test -race -short -timeout 20m $(RACE)
+	$(GO) test -json -race -short -timeout 20m $(RACE) | $(REPORT)
 
 # Real guests on real KVM, real faults. Skipped, with the reason, where the machine can't.
 e2e: build
-	$(GO) test -count=1 -timeout 30m -v ./tests/e2e/...
+	$(GO) test -json -count=1 -timeout 30m ./tests/e2e/... | $(REPORT)
 
 bench: build
 	@sh tests/setup.sh demo

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the demo or the tests need on a bare Debian machine, and only what is missing.
-# Usage: setup.sh demo|test. Without root it says what to run and fails if the demo can't do without.
+# Usage: setup.sh demo|test|lab. Without root it says what to run and fails if the demo can't do without.
 set -eu
 
 missing=
@@ -18,11 +18,18 @@ test)
 	need ip iproute2
 	need gcc gcc        # the race detector, and the ledger's image
 	need ld binutils
+	need iasl acpica-tools
 	# The C library's headers come apart from the compiler.
 	[ -e /usr/include/stdlib.h ] || case " $missing " in *" libc6-dev "*) ;; *) missing="$missing libc6-dev" ;; esac
 	;;
+lab)
+	need qemu-system-x86_64 qemu-system-x86
+	need busybox busybox-static
+	need cpio cpio
+	need modinfo kmod
+	;;
 *)
-	echo "usage: $0 demo|test" >&2
+	echo "usage: $0 demo|test|lab" >&2
 	exit 2
 	;;
 esac
