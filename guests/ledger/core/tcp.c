@@ -248,7 +248,7 @@ static bool acknowledgement(struct conn *c, const struct segment *s)
 		c->timing = false;
 		c->retries = 0;
 		c->retransmit_at = NEVER;
-		tcp_arm(&tcp_next_deadline, machine_now() + KEEPALIVE_IDLE);
+		tcp_due(machine_now() + KEEPALIVE_IDLE);
 		return true;
 	}
 	// RFC 5961, section 5

@@ -45,13 +45,13 @@ static inline bool after(u32 a, u32 b) { return (s32)(a - b) > 0; }
 void tcp_free(struct conn *c);
 
 // tcp_output.c
+void tcp_due(u64 at); // tcp_timers has something to do then
 void tcp_arm(u64 *timer, u64 at);
 u64 tcp_timeout(const struct conn *c); // with back-off
 void tcp_retransmit_one(struct conn *c);
 enum ip_result tcp_send_syn(struct conn *c);
 void tcp_send_reset(const struct segment *s, u16 from); // for a segment that belongs to no connection
 void tcp_expect_retransmission(struct conn *c); // (re)starts the timer, or stops it when all is acknowledged
-extern u64 tcp_next_deadline;
 
 // tcp_early.c: segments that came out of order
 bool early_add(struct conn *c, u32 sequence, struct slice data, bool fin);

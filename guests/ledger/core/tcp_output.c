@@ -1,17 +1,22 @@
 // What TCP sends, and when: segments, acknowledgements, retransmissions, probes.
 #include "tcp_internal.h"
 
-u64 tcp_next_deadline = NEVER; // no timer is due before
+static u64 tcp_next_deadline = NEVER; // no timer is due before
 static struct set pending;     // connections that tcp_flush has to look at
 static u32 flush_from;         // where it begins: behind the one that was sending when the NIC got full
 
 u64 tcp_deadline(void) { return tcp_next_deadline; }
 
+void tcp_due(u64 at)
+{
+	if (at < tcp_next_deadline)
+		tcp_next_deadline = at;
+}
+
 void tcp_arm(u64 *timer, u64 at)
 {
 	*timer = at;
-	if (at < tcp_next_deadline)
-		tcp_next_deadline = at;
+	tcp_due(at);
 }
 
 void tcp_touch(struct conn *c) { set_add(&pending, tcp_number(c)); }
@@ -308,15 +313,14 @@ static void timed_out(struct conn *c)
 	tcp_arm(&c->retransmit_at, now + tcp_timeout(c));
 }
 
-static void keep_alive(struct conn *c, u64 now)
+static void keep_alive(struct conn *c)
 {
 	if (c->keepalives >= KEEPALIVE_TRIES) {
 		tcp_abort(c);
 		return;
 	}
 	c->keepalives++;
-	emit(c, c->unacknowledged - 1, ACK, 0);
-	tcp_arm(&tcp_next_deadline, now + KEEPALIVE_INTERVAL);
+	emit(c, c->unacknowledged - 1, ACK, 0); // tcp_timers looks when the next one is due
 }
 
 static u64 keep_alive_at(const struct conn *c)
@@ -341,7 +345,7 @@ void tcp_timers(u64 now)
 		if (c->retransmit_at <= now)
 			timed_out(c);
 		if (c->state != TCP_CLOSED && keep_alive_at(c) <= now)
-			keep_alive(c, now);
+			keep_alive(c);
 		if (c->state != TCP_CLOSED) {
 			u64 at = min_u64(min_u64(c->retransmit_at, c->ack_at), keep_alive_at(c));
 			tcp_next_deadline = min_u64(tcp_next_deadline, at);

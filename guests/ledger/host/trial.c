@@ -159,6 +159,13 @@ static void step(void)
 		journal_disk_done(disk_result);
 	}
 	ledger_step(clock_us);
+	// Whoever sleeps until the deadline must not sleep through a timer.
+	for (u32 i = set_next(&tcp_open, 0); i < SET_MAX; i = set_next(&tcp_open, i + 1)) {
+		const struct conn *c = &tcp_connections[i];
+		check(tcp_deadline() <= min_u64(c->retransmit_at, c->ack_at), "a timer is later than the deadline");
+		check(c->unacknowledged == c->highest || c->retransmit_at != NEVER || nic_full_percent, "data under way and no timer");
+		check(!c->session.skipping || !c->session.quit, "a session that has quit skips");
+	}
 }
 
 // ---- a client ----
