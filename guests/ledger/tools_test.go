@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	patience = 2 * time.Minute // for any single command: a bound for failures only
+	patience = 4 * time.Minute // for any single command: a bound for failures only
 
 	hostAddress  = "10.0.0.1"
 	guestAddress = "10.0.0.5"
