@@ -13,6 +13,9 @@ import (
 // monitorInterval is how often the monitor asks.
 const monitorInterval = 100 * time.Millisecond
 
+// answerTime bounds one question. A daemon may itself wait for another one that has just died.
+const answerTime = 3 * time.Second
+
 // monitor asks the daemons about the guest, again and again, and remembers what they said.
 type monitor struct {
 	cluster *cluster
@@ -47,7 +50,7 @@ func (m *monitor) run(ctx context.Context) {
 // ask asks all hosts at once, or the witness where none of them answers, and returns the answer that
 // knows most.
 func (m *monitor) ask(ctx context.Context) *console.Guest {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	answers := make(chan *console.Guest)
 	asked := 0
