@@ -22,10 +22,10 @@ type asking struct {
 	last     map[string]map[string]Phase
 }
 
-func newAsking(b *bench) probe {
+func newAsking(b *bench, t *tape) probe {
 	p := &asking{b: b, commands: []string{"GET", "SET"}, took: map[string]*pair{}, last: map[string]map[string]Phase{}}
 	for _, c := range p.commands {
-		p.took[c] = &pair{}
+		p.took[c] = t.pair()
 	}
 	return p
 }
@@ -46,7 +46,7 @@ func (p *asking) half(ctx context.Context, s *stage, protected bool) error {
 		if command == "SET" {
 			args = append(args, "a value of a usual length, some forty bytes")
 		}
-		for i := range warmUp + p.b.count(800, 200) {
+		for i := range warmUp + p.b.count(400, 200) {
 			begin := time.Now()
 			r, err := c.Do(args...)
 			if err != nil {
@@ -73,10 +73,10 @@ func (p *asking) rows() []Row {
 	var rows []Row
 	for _, command := range p.commands {
 		took := p.took[command]
-		r := row("P3", command+", one client in a closed loop", "ms", took.protected).against(took.solo.median())
+		r := took.row("P3", command+", one client in a closed loop", "ms")
 		r.Phases = p.last[command]
 		rows = append(rows, r)
-		if len(took.protected) == 0 || len(took.solo) == 0 {
+		if len(*took.protected) == 0 || len(*took.solo) == 0 {
 			continue
 		}
 		with, without := took.protected.quantiles(), took.solo.quantiles()
@@ -86,7 +86,7 @@ func (p *asking) rows() []Row {
 			value, target float64
 		}{{"p50", added.p50, addedP50Target}, {"p99", added.p99, addedP99Target}} {
 			r := Row{ID: "P3", Case: fmt.Sprintf("%s, added at %s", command, a.at), Unit: "ms", Value: round(a.value),
-				P50: round(added.p50), P90: round(added.p90), P99: round(added.p99), Samples: len(took.protected)}
+				P50: round(added.p50), P90: round(added.p90), P99: round(added.p99), Samples: len(*took.protected)}
 			rows = append(rows, r.atMost(a.target).noted("the protected guest's quantile less the unprotected one's"))
 		}
 	}

@@ -26,7 +26,7 @@ type metric struct {
 	// one that it makes itself, probe takes turns with others in the same one.
 	measure func(*bench, context.Context) error
 	cluster func(*bench, context.Context) error
-	probe   func(*bench) probe
+	probe   func(*bench, *tape) probe
 }
 
 func (m metric) key() string {

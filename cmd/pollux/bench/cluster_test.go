@@ -51,3 +51,17 @@ func TestTakeoverRows(t *testing.T) {
 		}
 	}
 }
+
+func TestTapeRewinds(t *testing.T) {
+	var tape tape
+	p, s := tape.pair(), tape.samples()
+	p.of(true).add(1)
+	p.of(false).add(2)
+	tape.mark()
+	p.of(true).add(3)
+	s.add(4)
+	tape.rewind()
+	if len(*p.protected) != 1 || len(*p.solo) != 1 || len(*s) != 0 {
+		t.Errorf("%v, %v, %v", *p.protected, *p.solo, *s)
+	}
+}

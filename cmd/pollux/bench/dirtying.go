@@ -20,13 +20,15 @@ const (
 // dirtying is P2c: the guest writes to many pages and computes in what time is left.
 type dirtying struct {
 	b      *bench
-	rate   pair    // iterations a second
-	faults samples // pages that were dirty in an epoch, a second: each began with a write fault
-	wire   samples // bytes on the wire for each page
+	rate   rates
+	faults *samples // pages that were dirty in an epoch, a second: each began with a write fault
+	wire   *samples // bytes on the wire for each page
 	last   map[string]Phase
 }
 
-func newDirtying(b *bench) probe { return &dirtying{b: b} }
+func newDirtying(b *bench, t *tape) probe {
+	return &dirtying{b: b, rate: newRates(t), faults: t.samples(), wire: t.samples()}
+}
 
 func (p *dirtying) half(ctx context.Context, s *stage, protected bool) (err error) {
 	if _, err := s.order("LEDGER.DIRTY", fmt.Sprint(dirtyRate), fmt.Sprint(dirtyBytes)); err != nil {
@@ -41,7 +43,7 @@ func (p *dirtying) half(ctx context.Context, s *stage, protected bool) (err erro
 	if err != nil {
 		return err
 	}
-	if err := countRate(ctx, s, p.b.count(8, 4), p.rate.of(protected)); err != nil || !protected {
+	if err := p.rate.measure(ctx, s, p.b.count(4, 4), protected); err != nil || !protected {
 		return err
 	}
 	after, now, err := p.counters(ctx, s)
@@ -70,26 +72,26 @@ func (p *dirtying) counters(ctx context.Context, s *stage) (link.Status, time.Ti
 
 func (p *dirtying) rows() []Row {
 	name := fmt.Sprintf("%d pages/s, %d bytes changed", dirtyRate, dirtyBytes)
-	measured := row("P2c", name+", as measured", "iterations/s", p.rate.protected).against(p.rate.solo.median()).
+	measured := p.rate.wall.row("P2c", name+", as measured", "iterations/s").
 		noted("iterations of a loop in the time that the writes leave")
 	measured.Phases = p.last
-	rows := []Row{measured}
+	rows := []Row{measured, p.rate.cpu.row("P2c", name+", as measured, by processor time", "iterations/s").noted(byProcessorTime)}
 	fault, err := faultCost(p.b.count(60, 20))
 	if err != nil {
 		p.b.tell("the cost of a write fault: %v", err)
 		return rows
 	}
-	cost, faults, solo := fault.median(), p.faults.median(), p.rate.solo.median()
+	cost, faults, solo := fault.median(), p.faults.median(), p.rate.wall.solo.median()
 	rows = append(rows, row("P2c", "write fault of a watched page, alone", "us", fault).
 		noted("time of a write to a page that KVM watches, less that of a write to one that it does not: what every user of KVM's dirty log pays"))
 	var without samples
-	for _, v := range p.rate.protected {
+	for _, v := range *p.rate.wall.protected {
 		without.add(v + solo*faults*cost/1e6)
 	}
 	rows = append(rows,
 		row("P2c", name+", without KVM's write faults", "iterations/s", without).against(solo).toReach(dirtyTarget).
 			noted("as measured, and given back what %.0f write faults a second of %.2f us take", faults, cost),
-		row("P5", fmt.Sprintf("cluster, %s", name), "bytes/page", p.wire).against(memory.PageSize).
+		row("P5", fmt.Sprintf("cluster, %s", name), "bytes/page", *p.wire).against(memory.PageSize).
 			noted("from the primary's counters, which do not count TLS; the changed bytes alone are %.3f of the page: for orientation", float64(dirtyBytes)/memory.PageSize))
 	return rows
 }

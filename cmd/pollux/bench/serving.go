@@ -25,16 +25,16 @@ const (
 type serving struct {
 	b        *bench
 	commands []string
-	rate     map[string]*pair // requests a second
-	cpu      map[string]*pair // microseconds of the primary's process for a request
-	twin     map[string]*samples
+	rate     map[string]*pair    // requests a second
+	cpu      map[string]*pair    // microseconds of the primary's process for a request
+	twin     map[string]*samples // and of the replica's
 	last     map[string]map[string]Phase
 }
 
-func newServing(b *bench) probe {
+func newServing(b *bench, t *tape) probe {
 	p := &serving{b: b, commands: []string{"SET", "GET"}, rate: map[string]*pair{}, cpu: map[string]*pair{}, twin: map[string]*samples{}, last: map[string]map[string]Phase{}}
 	for _, c := range p.commands {
-		p.rate[c], p.cpu[c], p.twin[c] = &pair{}, &pair{}, &samples{}
+		p.rate[c], p.cpu[c], p.twin[c] = t.pair(), t.pair(), t.samples()
 	}
 	return p
 }
@@ -45,7 +45,7 @@ func (p *serving) half(ctx context.Context, s *stage, protected bool) error {
 		if err != nil {
 			return err
 		}
-		runs := p.b.count(8, 3)
+		runs := p.b.count(4, 3)
 		for range runs {
 			rate, err := redisBenchmark(ctx, s, command)
 			if err != nil {
@@ -85,14 +85,14 @@ func (p *serving) rows() []Row {
 	var rows []Row
 	for _, command := range p.commands {
 		rate, cpu := p.rate[command], p.cpu[command]
-		r := row("P2b", command+", redis-benchmark, 50 clients", "1/s", rate.protected).against(rate.solo.median()).toReach(serveTarget).
+		r := rate.row("P2b", command+", redis-benchmark, 50 clients", "1/s").toReach(serveTarget).
 			noted("guest, replica, daemons and the load share this machine's processors, so the ratio is partly that of their processor time: " +
 				"a request takes the phases \"cpu\" of the data-plane processes")
 		r.Phases = maps.Clone(p.last[command])
 		if r.Phases == nil {
 			r.Phases = make(map[string]Phase)
 		}
-		for name, s := range map[string]samples{"cpu primary": cpu.protected, "cpu replica": *p.twin[command], "cpu solo": cpu.solo} {
+		for name, s := range map[string]samples{"cpu primary": *cpu.protected, "cpu replica": *p.twin[command], "cpu solo": *cpu.solo} {
 			q := s.quantiles()
 			r.Phases[name] = Phase{Unit: "us/request", P50: round(q.p50), P90: round(q.p90), P99: round(q.p99), Samples: len(s)}
 		}

@@ -11,11 +11,12 @@ import (
 	"text/tabwriter"
 )
 
-// phaseOrder is the order in which phases follow one another.
-var phaseOrder = []string{
-	"stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack", "release",
-	"detect", "decide", "activate", "announce", "the rest",
-}
+// Phases in the order in which they follow one another.
+var (
+	epochPhases    = []string{"stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack", "release"}
+	takeoverPhases = []string{"detect", "decide", "activate", "announce", "the rest"}
+	phaseOrder     = slices.Concat(epochPhases, takeoverPhases)
+)
 
 // WriteTable writes the report for people: the rows, then where the time went, then the notes.
 func (r *Report) WriteTable(w io.Writer) {

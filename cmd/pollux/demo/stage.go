@@ -1,14 +1,13 @@
 package demo
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/pollux-ha/pollux/cluster/link"
@@ -165,7 +164,7 @@ func (s *Stage) Switchover(ctx context.Context) error {
 }
 
 // CPUTime is the processor time that the guest's data-plane processes have used so far on a host,
-// the guest's own included.
+// the guest's own included. What threads have used that are gone is not in it.
 func (s *Stage) CPUTime(host string) (time.Duration, error) {
 	n, err := s.cluster.host(host)
 	if err != nil {
@@ -175,30 +174,27 @@ func (s *Stage) CPUTime(host string) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	var ticks uint64
+	var total time.Duration
 	for _, p := range processes {
 		if !slices.Contains(p.Argv, "dataplane") {
 			continue
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.PID))
 		if err != nil {
-			continue // gone
+			return 0, fmt.Errorf("list the threads of process %d: %w", p.PID, err)
 		}
-		// After the command's name, in parentheses: state is field 3, utime 14, stime 15 (proc(5)).
-		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-		if len(fields) < 13 {
-			return 0, fmt.Errorf("/proc/%d/stat has %d fields", p.PID, len(fields))
-		}
-		for _, f := range fields[11:13] {
-			t, err := strconv.ParseUint(string(f), 10, 64)
+		for _, path := range threads {
+			b, err := os.ReadFile(path)
 			if err != nil {
-				return 0, fmt.Errorf("/proc/%d/stat: %w", p.PID, err)
+				continue // gone
 			}
-			ticks += t
+			// Nanoseconds on a processor, nanoseconds waiting for one, how often (Documentation/scheduler/sched-stats.rst).
+			var on time.Duration
+			if _, err := fmt.Sscan(string(b), &on); err != nil {
+				return 0, fmt.Errorf("%s: %w", path, err)
+			}
+			total += on
 		}
 	}
-	return time.Duration(ticks) * (time.Second / userHz), nil
+	return total, nil
 }
-
-// userHz is the unit of /proc's times; Linux promises it to programs.
-const userHz = 100
