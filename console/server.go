@@ -111,15 +111,15 @@ func (s *Server) Close() error {
 
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, h func(*http.Request) (any, error)) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() {})
-	defer stop()
-	v, err := h(r.WithContext(ctx))
+	v, err := h(r)
 	status := http.StatusOK
 	if err != nil {
 		e := explain(err)
-		s.log.Info("request failed", zap.String("method", r.Method), zap.String("path", r.URL.Path), zap.String("code", string(e.Code)), zap.String("message", e.Message))
+		tell := s.log.Info
+		if r.Method == http.MethodGet {
+			tell = s.log.Debug // asked again and again by whoever waits for something
+		}
+		tell("request failed", zap.String("method", r.Method), zap.String("path", r.URL.Path), zap.String("code", string(e.Code)), zap.String("message", e.Message))
 		v, status = e, e.Code.HTTPStatus()
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -244,7 +244,7 @@ func (s *Server) stop(r *http.Request) (any, error) {
 		return nil, err
 	}
 	name := r.PathValue("name")
-	if _, err := s.exists(name); err != nil || q.DryRun {
+	if _, err := s.d.Lookup(name); err != nil || q.DryRun {
 		if err != nil {
 			return nil, err
 		}
@@ -269,14 +269,6 @@ func (s *Server) stop(r *http.Request) (any, error) {
 		}
 	}
 	return s.one(r.Context(), name)
-}
-
-func (s *Server) exists(name string) (pact.Assignment, error) {
-	a, ok := s.d.Node().Guest(name)
-	if !ok {
-		return a, fmt.Errorf("%w: %q", daemon.ErrNoGuest, name)
-	}
-	return a, nil
 }
 
 func (s *Server) delete(r *http.Request) (any, error) {
@@ -332,7 +324,7 @@ func (s *Server) protect(r *http.Request) (any, error) {
 		return nil, err
 	}
 	name := r.PathValue("name")
-	if _, err := s.exists(name); err != nil || q.DryRun {
+	if _, err := s.d.Lookup(name); err != nil || q.DryRun {
 		if err != nil {
 			return nil, err
 		}

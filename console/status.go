@@ -13,7 +13,7 @@ import (
 )
 
 func (s *Server) guest(r *http.Request) (any, error) {
-	if _, err := s.exists(r.PathValue("name")); err != nil {
+	if _, err := s.d.Lookup(r.PathValue("name")); err != nil {
 		return nil, err
 	}
 	return s.one(r.Context(), r.PathValue("name"))
@@ -21,7 +21,7 @@ func (s *Server) guest(r *http.Request) (any, error) {
 
 func (s *Server) one(ctx context.Context, name string) (*Guest, error) {
 	hosts := s.d.Ask(ctx, askTimeout)
-	a, err := s.exists(name)
+	a, err := s.d.Lookup(name)
 	if err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ type Node struct {
 	o     Options
 	raft  *raft.Raft
 	store *raftboltdb.BoltStore
-	trans *raft.NetworkTransport
+	trans *transport
 	fsm   *fsm
 	log   *zap.Logger
 
@@ -134,10 +134,10 @@ func (n *Node) open() error {
 		return errors.Join(err, n.store.Close())
 	}
 	logger := raftLogger(n.log)
-	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: n.o.Port.Raft(), MaxPool: 3, Logger: logger,
+	n.trans = newTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: n.o.Port.Raft(dialTimeout), MaxPool: 3, Logger: logger,
 		Timeout: max(time.Second, 2*n.o.Timeouts.RaftElection.D()),
-	})
+	}))
 	c := n.config(id)
 	c.Logger = logger
 	if n.o.Found && fresh {
@@ -157,6 +157,9 @@ func (n *Node) open() error {
 	if err != nil {
 		return errors.Join(err, n.trans.Close(), n.store.Close())
 	}
+	n.trans.mu.Lock()
+	n.trans.leading = func() bool { return n.raft.State() == raft.Leader }
+	n.trans.mu.Unlock()
 	return nil
 }
 

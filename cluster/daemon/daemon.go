@@ -172,7 +172,9 @@ func (d *Daemon) identify() error {
 
 // Close ends the daemon in an orderly way. Guests go on.
 func (d *Daemon) Close() error {
+	d.mu.Lock() // from here on nothing is begun any more
 	d.cancel()
+	d.mu.Unlock()
 	var errs []error
 	if d.node != nil {
 		errs = append(errs, d.node.Close())
@@ -261,7 +263,7 @@ func (d *Daemon) writeRecords() {
 
 // adopt takes up the processes of an earlier daemon.
 func (d *Daemon) adopt() error {
-	found, err := adopt(d.cfg.ProcessDir(), d.log, func(guest string) func(any) { return d.keeper(guest).tell })
+	found, err := adopt(d.cfg.ProcessDir(), d.log, func(guest string) func(any) { return d.keeper(guest).tellFrom })
 	if err != nil {
 		return err
 	}
@@ -289,6 +291,17 @@ func (d *Daemon) keeper(guest string) *keeper {
 		d.wg.Go(func() { k.run(d.ctx) })
 	}
 	return k
+}
+
+// begin runs f beside, unless the daemon is ending.
+func (d *Daemon) begin(f func()) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return false
+	}
+	d.wg.Go(f)
+	return true
 }
 
 func (d *Daemon) allKeepers() []*keeper {

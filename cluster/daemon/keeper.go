@@ -44,6 +44,8 @@ type keeper struct {
 
 	mu    sync.Mutex
 	procs []*process // living
+	// asking are proposals of processes under way, by ID.
+	asking map[string]bool
 	// note is why the guest is not where it should be, for people.
 	note string
 
@@ -52,9 +54,9 @@ type keeper struct {
 	spawned  map[pact.Party]time.Time
 	unwanted map[pact.Party]time.Time // since when a process should have ended
 	saying   map[string]bool          // what is being proposed, by key
-	asking   map[string]bool          // proposals of processes under way, by ID
 	startID  string                   // of the Start under way: repeated until it is answered
 	startFor pact.Command
+	started  pact.Term // of the last start that was applied; this host's log may still be on its way there
 	spawning bool
 	backoff  time.Duration
 	notUntil time.Time
@@ -142,10 +144,6 @@ func (k *keeper) take(ctx context.Context, e any) {
 	case procReady:
 		k.d.forward(k.guest, e.p)
 	case procSaid:
-	case procAsks:
-		k.ask(ctx, e.p, e.cmd)
-	case asked:
-		delete(k.asking, e.id)
 	case procEnded:
 		k.ended(e.p)
 	case spawnedOne:
@@ -286,7 +284,7 @@ func (k *keeper) look(ctx context.Context) (done bool) {
 	} else {
 		k.stop = stopping{}
 	}
-	if !exists && len(k.living()) == 0 && !k.spawning && len(k.saying)+len(k.asking) == 0 {
+	if !exists && len(k.living()) == 0 && !k.spawning && len(k.saying) == 0 {
 		k.d.gone(k, k.last)
 		return true
 	}
@@ -298,7 +296,7 @@ func (k *keeper) transition(a pact.Assignment, exists bool) {
 	if !exists {
 		return
 	}
-	if a.Term != k.last.Term {
+	if a.Term != k.last.Term && k.last.Guest != "" {
 		if k.order != nil && a.Runs() && a.Primary.Host == k.d.name {
 			k.order = nil // it has been carried out
 		}
@@ -307,7 +305,7 @@ func (k *keeper) transition(a pact.Assignment, exists bool) {
 		}
 		detail := map[string]any{"mode": string(a.Mode), "primary": a.Primary.String(), "replica": a.Replica.String(), "from_mode": string(k.last.Mode), "from_term": uint64(k.last.Term)}
 		k.d.record(audit.RoleChange, k.guest, a.Term, "daemon", detail)
-		if k.last.Guest != "" && a.Runs() {
+		if a.Runs() {
 			k.setNote("")
 		}
 	}
@@ -328,7 +326,7 @@ func (k *keeper) say(ctx context.Context, cmds []pact.Command) {
 }
 
 func (k *keeper) propose(ctx context.Context, key string, c pact.Command) {
-	k.d.wg.Go(func() {
+	k.d.begin(func() {
 		v, err := k.d.node.Propose(ctx, c)
 		if err == nil && !v.Applied {
 			k.log.Info("a command was refused", zap.String("kind", string(c.Kind)), zap.Stringer("by", c.By), zap.String("reason", v.Reason))
@@ -353,6 +351,9 @@ func (k *keeper) heard(s said) {
 		return // an unknown outcome: the same command is proposed again
 	}
 	k.startID = ""
+	if s.err == nil && s.v.Applied {
+		k.started = s.v.Assignment.Term
+	}
 	if s.err == nil && !s.v.Applied {
 		k.setNote("the start was refused: " + s.v.Reason)
 		k.failed()
@@ -361,7 +362,7 @@ func (k *keeper) heard(s said) {
 
 // start proposes the cold start by a process that is ready.
 func (k *keeper) start(ctx context.Context, c pact.Command, disk diskView) {
-	if k.saying[startKey] || time.Now().Before(k.notUntil) {
+	if k.saying[startKey] || c.Term < k.started || time.Now().Before(k.notUntil) {
 		return
 	}
 	if k.startID == "" || k.startFor.By != c.By || k.startFor.Term != c.Term {
@@ -382,8 +383,8 @@ func (k *keeper) spawn(ctx context.Context, a pact.Assignment, cold bool) {
 		return
 	}
 	k.spawning = true
-	k.d.wg.Go(func() {
-		p, err := k.d.spawn(a, k.tell)
+	k.d.begin(func() {
+		p, err := k.d.spawn(a, k.tellFrom)
 		k.tell(spawnedOne{p, cold, err})
 	})
 }
@@ -459,30 +460,54 @@ func (k *keeper) switchover() error {
 	return nil
 }
 
+// tellFrom takes what a process tells. A proposal does not wait for the loop: a takeover may hang on it.
+func (k *keeper) tellFrom(e any) {
+	if e, ok := e.(procAsks); ok {
+		k.ask(e.p, e.cmd)
+		return
+	}
+	k.tell(e)
+}
+
 // ask proposes what a process asks for, and gives it the answer.
-func (k *keeper) ask(ctx context.Context, p *process, c pact.Command) {
+func (k *keeper) ask(p *process, c pact.Command) {
 	if why := mayAsk(p, c); why != "" {
 		k.log.Error("a process asks for what it may not", zap.Stringer("process", p.party), zap.String("kind", string(c.Kind)), zap.String("reason", why))
 		p.answer(link.Answer{ID: c.ID, Unknown: why})
 		return
 	}
-	if k.asking[c.ID] {
-		return // its answer is on the way
+	if !k.d.up.Load() {
+		p.answer(link.Answer{ID: c.ID, Unknown: "the daemon is starting"})
+		return
+	}
+	k.mu.Lock()
+	if k.asking[c.ID] || len(k.asking) >= askingMax {
+		k.mu.Unlock()
+		return // its answer is on the way, or it will ask again
 	}
 	k.asking[c.ID] = true
-	k.d.wg.Go(func() {
-		v, err := k.d.node.Propose(ctx, c)
+	k.mu.Unlock()
+	ok := k.d.begin(func() {
+		begun := time.Now()
+		v, err := k.d.node.Propose(k.d.ctx, c)
 		if err != nil {
 			p.answer(link.Answer{ID: c.ID, Unknown: err.Error()})
 		} else {
 			p.answer(link.Answer{ID: c.ID, Verdict: &v})
 		}
-		k.tell(asked{c.ID})
+		k.log.Info("proposal", zap.String("kind", string(c.Kind)), zap.Stringer("by", c.By), zap.Uint64("term", uint64(c.Term)),
+			zap.Bool("applied", v.Applied), zap.String("refused", v.Reason), zap.Duration("took", time.Since(begun)), zap.Error(err))
+		k.mu.Lock()
+		delete(k.asking, c.ID)
+		k.mu.Unlock()
+		k.nudge()
 	})
+	if !ok {
+		p.answer(link.Answer{ID: c.ID, Unknown: "the daemon is ending"})
+	}
 }
 
-// asked: a process has its answer.
-type asked struct{ id string }
+const askingMax = 64
 
 // mayAsk: a process speaks for itself, of its own guest, about its own role.
 func mayAsk(p *process, c pact.Command) string {

@@ -68,11 +68,17 @@ func (d *Daemon) commit(ctx context.Context, c pact.Command) (pact.Verdict, erro
 
 func (d *Daemon) lookup(name string) (pact.Assignment, error) {
 	a, ok := d.node.Guest(name)
-	if !ok {
-		return a, fmt.Errorf("%w: %q", ErrNoGuest, name)
+	switch {
+	case ok:
+		return a, nil
+	case !d.node.Current():
+		return a, fmt.Errorf("%w: this daemon has not heard from the cluster since its start and does not know of %q", consensus.ErrNoQuorum, name)
 	}
-	return a, nil
+	return a, fmt.Errorf("%w: %q", ErrNoGuest, name)
 }
+
+// Lookup returns a guest's assignment.
+func (d *Daemon) Lookup(name string) (pact.Assignment, error) { return d.lookup(name) }
 
 // CheckCreate says why a guest can't be made.
 func (d *Daemon) CheckCreate(name string, spec pact.Spec) error {
@@ -163,13 +169,14 @@ func (d *Daemon) Start(ctx context.Context, name string, o StartOptions) error {
 			return err
 		}
 	}
-	if _, err := d.commit(ctx, pact.Command{Kind: pact.SetDesired, Guest: name, Desired: pact.DesiredRunning, Operator: o.Operator}); err != nil {
+	v, err := d.commit(ctx, pact.Command{Kind: pact.SetDesired, Guest: name, Desired: pact.DesiredRunning, Operator: o.Operator})
+	if err != nil {
 		return err
 	}
 	if o.Loss == "" {
 		return nil
 	}
-	if err := d.tellHost(ctx, o.Host, order{Kind: "start", Guest: name, Loss: o.Loss, Operator: orOperator(o.Operator)}); err != nil {
+	if err := d.tellHost(ctx, o.Host, order{Kind: "start", Guest: name, Loss: o.Loss, Operator: orOperator(o.Operator), Index: v.Index}); err != nil {
 		return fmt.Errorf("give the order to %s: %w", o.Host, err)
 	}
 	return nil
@@ -212,13 +219,14 @@ func (d *Daemon) Stop(ctx context.Context, name string, force bool, after time.D
 	if err := d.operate(ctx, operator, name, "stop", map[string]any{"force": force}); err != nil {
 		return err
 	}
-	if _, err := d.commit(ctx, pact.Command{Kind: pact.SetDesired, Guest: name, Desired: pact.DesiredStopped, Operator: operator}); err != nil {
+	v, err := d.commit(ctx, pact.Command{Kind: pact.SetDesired, Guest: name, Desired: pact.DesiredStopped, Operator: operator})
+	if err != nil {
 		return err
 	}
 	if !a.Runs() || !force && after == 0 {
 		return nil
 	}
-	if err := d.tellHost(ctx, a.Primary.Host, order{Kind: "stop", Guest: name, Force: force, AfterSeconds: after.Seconds(), Operator: orOperator(operator)}); err != nil {
+	if err := d.tellHost(ctx, a.Primary.Host, order{Kind: "stop", Guest: name, Force: force, AfterSeconds: after.Seconds(), Operator: orOperator(operator), Index: v.Index}); err != nil {
 		return fmt.Errorf("%w: the guest is meant to stop from now on, but its host %s can't be told how: %w", ErrUnreachable, a.Primary.Host, err)
 	}
 	return nil

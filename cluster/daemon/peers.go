@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -203,6 +204,8 @@ type order struct {
 	Force        bool    `json:"force,omitempty"`
 	AfterSeconds float64 `json:"after_seconds,omitempty"`
 	Operator     string  `json:"operator,omitempty"`
+	// Index is what the host's own log must have come to before the order makes sense.
+	Index uint64 `json:"index,omitempty"`
 }
 
 // tellHost gives an order to the host that has to carry it out.
@@ -221,6 +224,9 @@ func (d *Daemon) tellHost(ctx context.Context, host string, o order) error {
 func (d *Daemon) obey(ctx context.Context, o order) error {
 	if !d.isHost() {
 		return errNoGuests
+	}
+	if err := d.node.WaitApplied(ctx, o.Index); err != nil {
+		return fmt.Errorf("%w: this host has not caught up: %w", ErrUnreachable, err)
 	}
 	k := d.keeper(o.Guest)
 	switch o.Kind {

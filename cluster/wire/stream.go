@@ -52,13 +52,14 @@ func dial(ctx context.Context, id *pki.Identity, via DialFunc, at, alpn string) 
 
 // Streams is Raft's way through the port.
 type Streams struct {
-	port *Port
+	port    *Port
+	timeout time.Duration
 }
 
 var _ raft.StreamLayer = (*Streams)(nil)
 
-// Raft gives the connections of the Raft protocol, and makes new ones.
-func (p *Port) Raft() *Streams { return &Streams{port: p} }
+// Raft gives the connections of the Raft protocol, and makes new ones within the timeout.
+func (p *Port) Raft(timeout time.Duration) *Streams { return &Streams{port: p, timeout: timeout} }
 
 func (s *Streams) Accept() (net.Conn, error) { return s.port.raft.Accept() }
 func (s *Streams) Close() error              { return s.port.raft.Close() }
@@ -66,7 +67,7 @@ func (s *Streams) Addr() net.Addr            { return s.port.Addr() }
 
 // Dial connects to a voter, in the form of At.
 func (s *Streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), min(timeout, s.timeout))
 	defer cancel()
 	return dial(ctx, s.port.id, s.port.DialVia, string(address), pki.ALPNRaft)
 }
