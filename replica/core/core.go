@@ -31,8 +31,10 @@ type image struct {
 
 // stream is the one connection from which epochs are taken.
 type stream struct {
-	conn     Conn
-	term     pact.Term // of its Hello: no epoch on it is older
+	conn Conn
+	// term of its Hello. Epochs on it may be older: a primary that has gone solo resumes with those that
+	// were not acknowledged before. Who may send is settled by Hello, and what follows what by the chain.
+	term     pact.Term
 	welcomed bool
 }
 

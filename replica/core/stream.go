@@ -96,8 +96,6 @@ func (c *Core) staged(e Staged) []Action {
 	switch {
 	case c.img.acked != 0 && e.Epoch != c.img.acked+1:
 		return violation("epoch %d after epoch %d", e.Epoch, c.img.acked)
-	case e.Term < c.in.term:
-		return violation("epoch %d is of term %d on a stream of term %d", e.Epoch, e.Term, c.in.term)
 	case e.Epoch == 0:
 		return violation("an epoch numbered 0")
 	case e.Syncing && c.img.complete:
@@ -121,7 +119,8 @@ func (c *Core) staged(e Staged) []Action {
 }
 
 func (c *Core) commit(e Staged) []Action {
-	c.img.acked, c.img.complete, c.img.final = e.Epoch, !e.Syncing, e.Final
+	// A final epoch that a resumed stream brings from an older term is none any more.
+	c.img.acked, c.img.complete, c.img.final = e.Epoch, !e.Syncing, e.Final && e.Term == c.a.Term
 	return []Action{Ack{Conn: e.Conn, Epoch: e.Epoch}}
 }
 
