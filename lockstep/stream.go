@@ -26,6 +26,8 @@ const (
 
 	backoffMin = 10 * time.Millisecond
 	backoffMax = 250 * time.Millisecond
+	// barrenMax streams in a row may end without an acknowledgement before resuming is given up.
+	barrenMax = 3
 )
 
 // stream is one connection to a replica. Its fields are guarded by the Engine's mutex where nothing
@@ -37,6 +39,7 @@ type stream struct {
 	w     *checkpoint.Writer // safe for concurrent use
 
 	up        bool
+	acked     bool  // the replica has acknowledged something on it
 	fill      *fill // a synchronization under way
 	sentUpTo  pact.Epoch
 	beat      bool // a heartbeat is due
@@ -91,7 +94,7 @@ func randomID() uint64 {
 // connect keeps a stream to the peer for as long as one is wanted.
 func (e *Engine) connect() {
 	encoder := checkpoint.NewEncoder(checkpoint.EncoderConfig{CachePages: e.cfg.CachePages})
-	backoff := backoffMin
+	backoff, barren := backoffMin, 0
 	for e.ctx.Err() == nil {
 		e.relaxLogging()
 		e.mu.Lock()
@@ -105,12 +108,20 @@ func (e *Engine) connect() {
 			}
 			continue
 		}
-		up, err := e.serve(peer, resume, encoder)
+		up, acked, err := e.serve(peer, resume, encoder)
 		e.log.Info("no stream to the replica", zap.Stringer("replica", peer.Party), zap.Bool("was_up", up), zap.Error(err))
-		if up {
-			backoff = backoffMin
+		switch {
+		case acked:
+			backoff, barren = backoffMin, 0
+		case up:
+			barren++
 		}
 		e.mu.Lock()
+		if resume && barren >= barrenMax && e.stream == nil && e.core.Entitled().IsZero() {
+			// It welcomes what it then can't take: fill it from nothing.
+			e.forgetImage()
+			barren = 0
+		}
 		e.detail = fmt.Sprintf("no stream to %v: %v", peer.Party, err)
 		e.mu.Unlock()
 		select {
@@ -149,13 +160,14 @@ func (e *Engine) relaxLogging() {
 	}
 }
 
-// serve makes a stream and lives as long as it does.
-func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder) (up bool, err error) {
+// serve makes a stream and lives as long as it does. It returns whether the replica welcomed it, and
+// whether it then acknowledged anything.
+func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder) (up, acked bool, err error) {
 	ctx, cancel := context.WithTimeout(e.ctx, handshakeLimit)
 	defer cancel()
 	conn, err := e.cfg.Dial(ctx, peer)
 	if err != nil {
-		return false, fmt.Errorf("call the replica at %s: %w", peer.Address, err)
+		return false, false, fmt.Errorf("call the replica at %s: %w", peer.Address, err)
 	}
 	s := &stream{
 		id: e.nextID(), party: peer.Party, conn: conn, w: checkpoint.NewWriter(conn),
@@ -165,7 +177,7 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 	e.mu.Lock()
 	if e.over {
 		e.mu.Unlock()
-		return false, errors.New("this process is not the primary any more")
+		return false, false, errors.New("this process is not the primary any more")
 	}
 	e.stream = s
 	hello := &checkpoint.Hello{
@@ -180,7 +192,7 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 	reader := checkpoint.NewReader(conn, nil, checkpoint.DefaultLimits())
 	welcome, err := e.handshake(s, hello, reader)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	e.provide()
 	if resume {
@@ -189,7 +201,7 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 		err = e.startFill(s)
 	}
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if resume {
 		encoder.Reset(welcome.LastDigest)
@@ -213,9 +225,10 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 		e.stalled = false
 		e.step(core.StreamDown{Stream: s.id, Why: s.why})
 	}
+	acked = s.acked
 	e.unlock()
 	senders.Wait()
-	return true, err
+	return true, acked, err
 }
 
 // streamGone takes a stream off the Engine, once nothing works for it any more.
@@ -412,6 +425,7 @@ func (e *Engine) ack(s *stream, m *checkpoint.Ack) error {
 	}
 	e.stats.add(phaseAck, now-ep.sentAt)
 	e.stats.add(phaseRelease, now-ep.captured)
+	s.acked = true
 	e.dropAcked(m.Epoch, m.Digest)
 	e.step(core.Acked{Stream: s.id, Epoch: m.Epoch})
 	return nil
