@@ -25,7 +25,8 @@ the clients saw checked, and ends with 1 if an acknowledged write was lost, a co
 stale. Everything is gone when it ends, in whatever way; after a run that found something the logs are kept.
 
 Faults: kill (the process that runs the guest), power (the host is gone at once), hang (all its processes
-stop, and go on later), link (the replication network is cut), isolate (the host is cut off from everyone).
+stop, and go on later), link (the replication network is cut), isolate (the host is cut off from everyone),
+daemon (a host's daemon is killed alone, which no guest may notice).
 
 It runs as root, or as a user who may use /dev/kvm and /dev/net/tun and make user namespaces.`,
 		Args: cobra.NoArgs,
@@ -52,7 +53,8 @@ It runs as root, or as a user who may use /dev/kvm and /dev/net/tun and make use
 				progress = cmd.ErrOrStderr()
 			}
 			result, err := demo.Run(cmd.Context(), o, progress)
-			if result != nil {
+			// An interrupted run has not been judged: nothing of it is a result.
+			if result != nil && cmd.Context().Err() == nil {
 				if err := p.write(cmd.OutOrStdout(), result, func(w io.Writer) { result.WriteText(w) }); err != nil {
 					return err
 				}
@@ -72,6 +74,7 @@ It runs as root, or as a user who may use /dev/kvm and /dev/net/tun and make use
 	f.StringVar((*string)(&o.Fault), "fault", "", "run unattended with this fault: "+demo.FaultNames())
 	f.IntVar(&o.Rounds, "rounds", 1, "with --fault: how many rounds")
 	f.StringVar((*string)(&o.During), "during", string(demo.DuringNothing), "with --fault: what is going on when it comes: none, resync, switchover")
+	f.StringVar((*string)(&o.Victim), "victim", string(demo.VictimPrimary), "with --fault: whom it hits: primary, replica, witness")
 	f.BoolVar(&o.Twice, "twice", false, "with --fault: twice in a row, each round")
 	f.BoolVar(&o.Load, "load", false, "with --fault: redis-benchmark runs all the time, too")
 	f.Uint64Var(&o.Seed, "seed", 0, "of all random choices (0: draw one)")

@@ -105,6 +105,18 @@ func TestFaultsAtBadMoments(t *testing.T) {
 	}
 }
 
+// What is no part of the data's way may come and go, and no guest notices.
+func TestOtherVictims(t *testing.T) {
+	for name, args := range map[string][]string{
+		"replica lost":    {"--fault", "power", "--victim", "replica"},
+		"replica hangs":   {"--fault", "hang", "--victim", "replica"},
+		"witness lost":    {"--fault", "power", "--victim", "witness"},
+		"witness cut off": {"--fault", "isolate", "--victim", "witness"},
+	} {
+		t.Run(name, func(t *testing.T) { play(t, append(args, "--rounds", rounds())...) })
+	}
+}
+
 func TestStory(t *testing.T) {
 	r := play(t)
 	if len(r.Strikes) != 1 || r.SwitchoverGapMs == 0 {

@@ -141,6 +141,20 @@ func (n *node) start() error {
 	return nil
 }
 
+// killDaemon kills the node's daemon, and nothing else.
+func (n *node) killDaemon(ctx context.Context) error {
+	processes, err := n.Processes()
+	if err != nil {
+		return err
+	}
+	for _, p := range processes {
+		if len(p.Argv) > 1 && p.Argv[1] == n.role {
+			return n.Kill(ctx, p.Own)
+		}
+	}
+	return fmt.Errorf("machine %s has no daemon", n.Name)
+}
+
 // lastWords are the last lines of the daemon's log, for an error message.
 func (n *node) lastWords() string {
 	b, err := os.ReadFile(filepath.Join(n.Dir, "daemon.log"))
@@ -186,9 +200,18 @@ func (c *cluster) found(ctx context.Context, tell func(format string, a ...any))
 		}
 	}
 	// Two members have one vote between them: a second one would only be one more that may fail.
-	return c.await(ctx, first, "to have three voters", func(s *console.ClusterStatus) bool {
-		return s.Quorum.Healthy && s.Quorum.Voters == 3 && s.Quorum.Reachable == 3
+	if err := c.await(ctx, first, "to have three voters", allVote); err != nil {
+		return err
+	}
+	// Faults are to find the cluster as it is most of the time: led by the witness.
+	return c.await(ctx, first, "to hand leadership to the witness", func(s *console.ClusterStatus) bool {
+		return s.Leader == c.witness.Name
 	})
+}
+
+// allVote says whether all three vote and can be reached.
+func allVote(s *console.ClusterStatus) bool {
+	return s.Quorum.Healthy && s.Quorum.Voters == 3 && s.Quorum.Reachable == 3
 }
 
 // await asks a node for the cluster's status until it is as wanted.

@@ -22,7 +22,7 @@ type monitor struct {
 
 	mu      sync.Mutex
 	guest   *console.Guest // the newest answer
-	asked   time.Time
+	asked   time.Time      // when that question was put
 	changed chan struct{}           // closed and replaced with every answer
 	seen    map[string]*link.Status // by incarnation: what each process last said as a primary
 	down    map[string]bool         // machines that must not be asked: they can't answer
@@ -37,8 +37,9 @@ func (m *monitor) run(ctx context.Context) {
 	tick := time.NewTicker(monitorInterval)
 	defer tick.Stop()
 	for ctx.Err() == nil {
+		asked := time.Now()
 		if g := m.ask(ctx); g != nil {
-			m.take(g)
+			m.take(g, asked)
 		}
 		select {
 		case <-tick.C:
@@ -77,13 +78,13 @@ func (m *monitor) ask(ctx context.Context) *console.Guest {
 	return best
 }
 
-func (m *monitor) take(g *console.Guest) {
+func (m *monitor) take(g *console.Guest, asked time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.guest != nil && g.Term < m.guest.Term {
 		return // from a host that is behind
 	}
-	m.guest, m.asked = g, time.Now()
+	m.guest, m.asked = g, asked
 	for _, p := range g.Processes {
 		if p.Status != nil && p.Status.Role == link.RolePrimary {
 			m.seen[p.Incarnation] = p.Status
@@ -104,6 +105,17 @@ func (m *monitor) isDown(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.down[name]
+}
+
+// assume overrides the state of the newest answer: what has just been ordered no daemon has told yet.
+func (m *monitor) assume(state string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.guest != nil {
+		g := *m.guest
+		g.State = state
+		m.guest = &g
+	}
 }
 
 // now is the newest answer; nil: none yet.

@@ -21,10 +21,21 @@ const (
 	Link Fault = "link"
 	// Isolate cuts a host off from everyone.
 	Isolate Fault = "isolate"
+	// Daemon kills a host's daemon and nothing else, and starts it again later. No guest may notice.
+	Daemon Fault = "daemon"
 )
 
 // Faults are all of them.
-var Faults = []Fault{Kill, Power, Hang, Link, Isolate}
+var Faults = []Fault{Kill, Power, Hang, Link, Isolate, Daemon}
+
+// Victim is whom a fault hits.
+type Victim string
+
+const (
+	VictimPrimary Victim = "primary" // the host that runs the guest
+	VictimReplica Victim = "replica" // the host that holds its copy
+	VictimWitness Victim = "witness" // which runs no guest and has no replication link
+)
 
 // During is what is going on when a fault comes.
 type During string
@@ -43,6 +54,7 @@ type Options struct {
 	// Fault and Rounds make it run unattended. No fault: the story, told for people.
 	Fault  Fault
 	Rounds int
+	Victim Victim // empty: the primary
 	During During
 	Twice  bool   // each round's fault comes again, on the new primary, as soon as the guest is protected again
 	Load   bool   // redis-benchmark runs all the time
@@ -63,13 +75,22 @@ func (o *Options) Validate() error {
 	if o.During == "" {
 		o.During = DuringNothing
 	}
+	if o.Victim == "" {
+		o.Victim = VictimPrimary
+	}
 	switch {
 	case o.Fault != "" && !slices.Contains(Faults, o.Fault):
 		return fmt.Errorf("%w: unknown fault %q; there are %s", ErrUsage, o.Fault, FaultNames())
 	case !slices.Contains([]During{DuringNothing, DuringResync, DuringSwitchover}, o.During):
 		return fmt.Errorf("%w: --during %q: none, resync or switchover", ErrUsage, o.During)
-	case o.Fault == "" && (o.During != DuringNothing || o.Twice):
-		return fmt.Errorf("%w: --during and --twice say when a fault comes: name one with --fault", ErrUsage)
+	case !slices.Contains([]Victim{VictimPrimary, VictimReplica, VictimWitness}, o.Victim):
+		return fmt.Errorf("%w: --victim %q: primary, replica or witness", ErrUsage, o.Victim)
+	case o.Fault == "" && (o.During != DuringNothing || o.Twice || o.Victim != VictimPrimary):
+		return fmt.Errorf("%w: --during, --twice and --victim say when and where a fault comes: name one with --fault", ErrUsage)
+	case o.Victim == VictimWitness && (o.Fault == Kill || o.Fault == Link):
+		return fmt.Errorf("%w: a witness has no guest and no replication link: --fault %s can't hit it", ErrUsage, o.Fault)
+	case o.Victim != VictimPrimary && o.During != DuringNothing:
+		return fmt.Errorf("%w: --during %s chooses its victims itself", ErrUsage, o.During)
 	case o.Fault != "" && o.Rounds < 1:
 		return fmt.Errorf("%w: --rounds %d: at least 1", ErrUsage, o.Rounds)
 	}

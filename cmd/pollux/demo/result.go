@@ -14,6 +14,7 @@ import (
 type Result struct {
 	Fault  Fault  `json:"fault,omitempty"`
 	During During `json:"during,omitempty"`
+	Victim Victim `json:"victim,omitempty"`
 	Twice  bool   `json:"twice,omitempty"`
 	Load   bool   `json:"load"`
 	Seed   uint64 `json:"seed"`
@@ -32,6 +33,9 @@ type Result struct {
 	// TakeoverMs*: from the fault to the first reply after it, over the faults that hit the primary.
 	TakeoverMsP50 float64 `json:"takeover_ms_p50"`
 	TakeoverMsMax float64 `json:"takeover_ms_max"`
+	// Elections counts the faults that hit the primary and Raft's leader at once: there the takeover
+	// had to wait for an election.
+	Elections int `json:"elections"`
 	// ClientGapMsMax is the longest time between two replies on one connection, in the whole run.
 	ClientGapMsMax float64 `json:"client_gap_ms_max"`
 	ProtectedAgain bool    `json:"protected_again"` // after every fault
@@ -66,6 +70,7 @@ type Strike struct {
 	Variant string `json:"variant,omitempty"`
 	// State is the guest's at the moment of the fault, as the API had it: protected, syncing, switching.
 	State         string `json:"state"`
+	Victim        Victim `json:"victim"`
 	Host          string `json:"host"` // that was hit
 	HitPrimary    bool   `json:"hit_primary"`
 	PrimaryBefore string `json:"primary_before"`
@@ -117,8 +122,11 @@ func (r *Result) summarize() {
 	var takeovers []float64
 	r.ProtectedAgain = len(r.Strikes) > 0
 	for _, s := range r.Strikes {
-		if s.HitPrimary && s.TakeoverMs > 0 {
+		if s.HitPrimary && s.TakeoverMs > 0 && s.Fault != Daemon {
 			takeovers = append(takeovers, s.TakeoverMs)
+			if s.RaftLeader == s.Host && s.Fault != Kill && s.Fault != Link {
+				r.Elections++
+			}
 		}
 		r.ProtectedAgain = r.ProtectedAgain && s.ProtectedAgain
 	}
@@ -152,6 +160,9 @@ func (r *Result) WriteText(w io.Writer) {
 		} else {
 			line("takeover: first reply after", "%.1f ms (p50), %.1f ms (max)", r.TakeoverMsP50, r.TakeoverMsMax)
 		}
+	}
+	if r.Elections > 0 {
+		line("of these with an election", "%d", r.Elections)
 	}
 	if r.SwitchoverGapMs > 0 {
 		line("planned switchover: longest gap", "%.1f ms", r.SwitchoverGapMs)

@@ -65,7 +65,7 @@ func TestResultKeys(t *testing.T) {
 	}
 	for _, k := range []string{
 		"rounds", "lost_acknowledged_writes", "tcp_resets", "stale_reads", "takeover_ms_p50", "takeover_ms_max",
-		"client_gap_ms_max", "protected_again", "linearizable", "seed", "epochs", "wire_bytes", "strikes",
+		"client_gap_ms_max", "protected_again", "linearizable", "seed", "epochs", "wire_bytes", "strikes", "elections",
 	} {
 		if _, ok := keys[k]; !ok {
 			t.Errorf("%s is missing", k)
@@ -88,7 +88,9 @@ func TestResultText(t *testing.T) {
 func TestOptions(t *testing.T) {
 	for _, o := range []Options{
 		{Fault: "flood", Rounds: 1}, {Fault: Kill, Rounds: 0}, {Fault: Kill, Rounds: -1}, {Twice: true}, {During: DuringResync},
-		{Fault: Kill, Rounds: 1, During: "lunch"},
+		{Fault: Kill, Rounds: 1, During: "lunch"}, {Fault: Kill, Rounds: 1, Victim: "cat"}, {Victim: VictimReplica},
+		{Fault: Kill, Rounds: 1, Victim: VictimWitness}, {Fault: Link, Rounds: 1, Victim: VictimWitness},
+		{Fault: Hang, Rounds: 1, Victim: VictimReplica, During: DuringResync},
 	} {
 		if err := o.Validate(); !errors.Is(err, ErrUsage) {
 			t.Errorf("%+v: %v", o, err)

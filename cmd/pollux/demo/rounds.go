@@ -34,6 +34,12 @@ func (r *run) round(ctx context.Context, round int) ([]Strike, error) {
 	if err != nil {
 		return nil, err
 	}
+	switch r.options.Victim {
+	case VictimReplica:
+		victim = r.cluster.other(victim)
+	case VictimWitness:
+		victim = r.cluster.witness
+	}
 	r.pause(ctx, 100*time.Millisecond, 1500*time.Millisecond)
 
 	var strikes []Strike
@@ -53,10 +59,14 @@ func (r *run) round(ctx context.Context, round int) ([]Strike, error) {
 	if err != nil || !r.options.Twice {
 		return strikes, err
 	}
-	// Again at once, on whoever runs the guest now.
-	victim, err = r.cluster.host(r.monitor.now().Primary)
-	if err != nil {
-		return strikes, err
+	// Again at once, on whoever has that part now.
+	if r.options.Victim != VictimWitness {
+		if victim, err = r.cluster.host(r.monitor.now().Primary); err != nil {
+			return strikes, err
+		}
+		if r.options.Victim == VictimReplica {
+			victim = r.cluster.other(victim)
+		}
 	}
 	return strikes, hit(victim)
 }
@@ -76,6 +86,7 @@ func (r *run) hitDuringSwitchover(ctx context.Context, primary *node, hit func(*
 	}()
 	// A switchover takes some milliseconds, the order before it a few more.
 	r.pause(ctx, 0, 40*time.Millisecond)
+	r.monitor.assume("switching")
 	err := hit(victim)
 	cancel()
 	// Whether the order was carried out is all the same here: the fault may have come first.
@@ -119,15 +130,11 @@ func hasProcess(g *console.Guest, host string) bool {
 }
 
 func (r *run) tellStrike(s Strike) {
-	what := "replica"
-	if s.HitPrimary {
-		what = "primary"
-	}
 	text := fmt.Sprintf("round %d: %s", s.Round, s.Fault)
 	if s.Variant != "" {
 		text += " (" + s.Variant + ")"
 	}
-	text += fmt.Sprintf(" hit %s, the %s, while %s", s.Host, what, s.State)
+	text += fmt.Sprintf(" hit %s, the %s, while %s", s.Host, s.Victim, s.State)
 	if s.Error != "" {
 		r.tell("%s: %s", text, s.Error)
 		return

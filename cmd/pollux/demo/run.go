@@ -113,7 +113,7 @@ func (r *run) play1(ctx context.Context, l *lab.Lab) (*Result, error) {
 	g := r.monitor.now()
 	r.tell("protected, %.1f s after it was created: it runs on %s, its copy is on %s", time.Since(begin).Seconds(), g.Primary, g.Replica)
 
-	result := &Result{Fault: r.options.Fault, Load: r.options.Load, Seed: r.options.Seed, Twice: r.options.Twice, During: r.options.During, Linearizable: history.Undecided}
+	result := &Result{Fault: r.options.Fault, Load: r.options.Load, Seed: r.options.Seed, Twice: r.options.Twice, Victim: r.options.Victim, During: r.options.During, Linearizable: history.Undecided}
 	if err := r.startClients(ctx, workers, l); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,14 @@ func (r *run) play(ctx context.Context, s *Strike, fault Fault, victim *node) er
 	}
 	s.State, s.PrimaryBefore, s.TermBefore = before.State, before.Primary, uint64(before.Term)
 	s.HitPrimary = before.Primary == victim.Name
+	switch {
+	case s.HitPrimary:
+		s.Victim = VictimPrimary
+	case victim.role == "witness":
+		s.Victim = VictimWitness
+	default:
+		s.Victim = VictimReplica
+	}
 	asking, cancel := context.WithTimeout(ctx, time.Second)
 	if status, err := r.cluster.witness.client().Status(asking); err == nil {
 		s.RaftLeader = status.Leader
@@ -60,16 +68,23 @@ func (r *run) play(ctx context.Context, s *Strike, fault Fault, victim *node) er
 	s.TakeoverMs = milliseconds(r.recorder.LongestSilence(begin, replied).End - begin)
 	s.NewRequestMs = milliseconds(replied - begin)
 
-	// What the API says: whoever lost the primary must have taken the guest over. With the link cut
-	// both are alive and either may go on.
+	// What the API says.
 	after, err := r.monitor.await(waiting, "the outcome of the fault was known", func(g *console.Guest) bool {
-		if fault == Link {
-			return g.Term > before.Term || !s.HitPrimary
+		switch {
+		case fault == Daemon || victim.role == "witness":
+			return true // it is no part of the data's way
+		case fault == Link && before.State == "protected":
+			return g.Term > before.Term // both hosts are alive, and either may go on
+		case fault == Link:
+			return true
 		}
-		return g.Primary != victim.Name
+		return g.Primary != victim.Name // whoever lost the primary must have taken the guest over
 	})
 	if err != nil {
 		return err
+	}
+	if (fault == Daemon || victim.role == "witness") && (after.Term != before.Term || after.Primary != before.Primary) {
+		return fmt.Errorf("the guest noticed: term %d became %d, primary %s became %s", before.Term, after.Term, before.Primary, after.Primary)
 	}
 	s.SeenMs = milliseconds(r.recorder.Now() - begin)
 	s.PrimaryAfter, s.TermAfter = after.Primary, uint64(after.Term)
@@ -94,6 +109,9 @@ func (r *run) play(ctx context.Context, s *Strike, fault Fault, victim *node) er
 	defer cancel()
 	g, err := r.monitor.await(again, "the guest was protected again", protected)
 	if err != nil {
+		return err
+	}
+	if err := r.cluster.await(again, r.cluster.hosts[0], "to have three voters again", allVote); err != nil {
 		return err
 	}
 	s.ProtectedAgain, s.ProtectedAgainMs = true, milliseconds(r.recorder.Now()-repaired)
@@ -144,6 +162,9 @@ func (r *run) harm(ctx context.Context, fault Fault, victim *node) (lab.Cut, err
 	case Link:
 		cut := r.chooseCut()
 		return cut, victim.Cut(cut, lab.Replication)
+	case Daemon:
+		r.monitor.setDown(victim.Name, true)
+		return "", victim.killDaemon(ctx)
 	case Isolate:
 		r.monitor.setDown(victim.Name, true)
 		cut := r.chooseCut()
@@ -165,6 +186,8 @@ func (r *run) repair(fault Fault, victim *node) error {
 		if err := victim.Mend(); err != nil {
 			return err
 		}
+		return victim.start()
+	case Daemon:
 		return victim.start()
 	case Hang:
 		return victim.Thaw()
