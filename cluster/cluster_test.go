@@ -255,7 +255,7 @@ func TestALifeOfAGuest(t *testing.T) {
 	if _, err := b.client.Switchover(ctx, "g", console.SwitchoverRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	g = a.sees("switched over", protectedBy("a", "b"))
+	a.sees("switched over", protectedBy("a", "b"))
 
 	// It stops, and does not come back.
 	if _, err := a.client.Delete(ctx, "g", console.DeleteRequest{Confirm: "g"}); !isCode(err, console.CodeRefused) {

@@ -34,7 +34,6 @@ type fake struct {
 	peer   link.Peer
 	stream net.Conn // to the twin, either way
 	asked  map[string]pact.Command
-	marked bool
 }
 
 func fakeDataPlane(path string) int {

@@ -197,10 +197,10 @@ func (n *Node) promote(servers []raft.Server, well map[raft.ServerID]bool) bool 
 	slices.SortFunc(ready, func(a, b raft.Server) int {
 		_, ra, _ := splitRaftID(string(a.ID))
 		_, rb, _ := splitRaftID(string(b.ID))
-		switch {
-		case ra == rb:
+		if ra == rb {
 			return 0
-		case ra == pki.RoleWitness:
+		}
+		if ra == pki.RoleWitness {
 			return -1
 		}
 		return 1

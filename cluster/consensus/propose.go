@@ -123,7 +123,7 @@ func (n *Node) pass(ctx context.Context, s pki.Signed, via []string) (pact.Verdi
 		err error
 	}
 	outcomes := make(chan outcome, len(ways))
-	var failed error = errNotLeader
+	failed := errNotLeader
 	for next, open := 0, 0; next < len(ways) || open > 0; {
 		var more <-chan time.Time
 		if next < len(ways) {

@@ -17,6 +17,9 @@ type transport struct {
 
 	mu    sync.Mutex
 	heard map[raft.ServerAddress]chan struct{} // closed at the next heartbeat that is answered
+
+	beat  sync.RWMutex // held while a heartbeat is taken
+	ended bool
 }
 
 const (
@@ -34,6 +37,28 @@ var (
 
 func newTransport(t *raft.NetworkTransport) *transport {
 	return &transport{NetworkTransport: t, leading: func() bool { return false }, heard: map[raft.ServerAddress]chan struct{}{}}
+}
+
+// SetHeartbeatHandler makes heartbeats end with the node. The library takes them on the connection's own
+// goroutine, which knows nothing of a shutdown and would write to a log that is closed.
+func (t *transport) SetHeartbeatHandler(take func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		t.beat.RLock()
+		defer t.beat.RUnlock()
+		if t.ended {
+			rpc.Respond(nil, raft.ErrRaftShutdown)
+			return
+		}
+		take(rpc)
+	})
+}
+
+// Close ends the transport; when it returns, no heartbeat is taken any more.
+func (t *transport) Close() error {
+	t.beat.Lock()
+	t.ended = true
+	t.beat.Unlock()
+	return t.NetworkTransport.Close()
 }
 
 // AppendEntries sends entries, or a heartbeat.

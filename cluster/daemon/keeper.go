@@ -67,7 +67,6 @@ type keeper struct {
 
 // stopping is the way of a guest that should be stopped.
 type stopping struct {
-	term     pact.Term // of the assignment in which it was begun
 	pressed  bool      // the power button
 	force    time.Time // when it is forced; zero: the default after pressing
 	killed   time.Time // when the order to stop at once went out
