@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 
 	"go.uber.org/zap"
@@ -47,9 +48,27 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
 		return errors.Join(err, l.Close())
 	}
 	api := console.Serve(l, d, log.Named("api"))
+	notify(log, "READY=1")
 	<-ctx.Done()
+	notify(log, "STOPPING=1")
 	log.Info("daemon ends; guests go on")
 	return errors.Join(api.Close(), d.Close())
+}
+
+// notify tells the service manager, where there is one that wants to know (sd_notify(3)).
+func notify(log *zap.Logger, state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	c, err := net.Dial("unixgram", path)
+	if err == nil {
+		_, err = c.Write([]byte(state))
+		c.Close()
+	}
+	if err != nil {
+		log.Warn("notify the service manager", zap.Error(err))
+	}
 }
 
 // logger writes JSON to standard error, for a service manager to keep.

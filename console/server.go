@@ -91,6 +91,8 @@ func Serve(l net.Listener, d *daemon.Daemon, log *zap.Logger) *Server {
 	route("POST /api/v1/tokens", s.token)
 	route("DELETE /api/v1/members/{name}", s.removeMember)
 	route("GET /api/v1/events", s.events)
+	route("GET /livez", func(*http.Request) (any, error) { return map[string]bool{"live": true}, nil })
+	route("GET /readyz", s.ready)
 	route("/", func(r *http.Request) (any, error) {
 		return nil, Errorf(CodeInvalid, "there is no %s %s", r.Method, r.URL.Path)
 	})
@@ -100,6 +102,15 @@ func Serve(l net.Listener, d *daemon.Daemon, log *zap.Logger) *Server {
 	}
 	s.wg.Go(func() { _ = s.http.Serve(l) })
 	return s
+}
+
+// ready says whether this daemon can do what it is for: it knows what the cluster has decided, and a leader.
+func (s *Server) ready(*http.Request) (any, error) {
+	st := s.d.Node().Status()
+	if !s.d.Node().Current() || st.Leader == "" {
+		return nil, Errorf(CodeNoQuorum, "no leader is known, or this daemon has not caught up with the cluster yet")
+	}
+	return map[string]any{"ready": true, "leader": st.Leader}, nil
 }
 
 // Close ends the API; whoever waits for an outcome is cut off.

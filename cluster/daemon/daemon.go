@@ -263,7 +263,7 @@ func (d *Daemon) writeRecords() {
 
 // adopt takes up the processes of an earlier daemon.
 func (d *Daemon) adopt() error {
-	found, err := adopt(d.cfg.ProcessDir(), d.log, func(guest string) func(any) { return d.keeper(guest).tellFrom })
+	found, err := adopt(d.cfg.ProcessDir(), d.name, d.log, func(guest string) func(any) { return d.keeper(guest).tellFrom })
 	if err != nil {
 		return err
 	}

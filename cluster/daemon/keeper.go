@@ -392,10 +392,10 @@ func (k *keeper) spawn(ctx context.Context, a pact.Assignment, cold bool) {
 func (k *keeper) dismiss(p plan, procs []*process, a pact.Assignment, exists bool) {
 	for _, o := range procs {
 		_, s, _ := o.said()
-		abandon := slices.Contains(p.abandon, o.party)
+		abandon, stray := slices.Contains(p.abandon, o.party), slices.Contains(p.stray, o.party)
 		// It acts as the primary or drains as the loser, and the guest is not its own any more.
 		loser := (s.Role == link.RolePrimary || s.Role == link.RoleLoser) && exists && !(a.Runs() && a.Primary == o.party)
-		if !abandon && !loser && !slices.Contains(p.stray, o.party) {
+		if !abandon && !loser && !stray {
 			delete(k.unwanted, o.party)
 			continue
 		}
@@ -405,6 +405,9 @@ func (k *keeper) dismiss(p plan, procs []*process, a pact.Assignment, exists boo
 			k.unwanted[o.party] = time.Now()
 			if abandon {
 				o.order(link.OrderAbandon)
+			}
+			if stray && !k.stop.killed.IsZero() {
+				o.kill() // it was to stop at once
 			}
 		case time.Since(since) > grace:
 			k.log.Warn("a process that is not wanted does not end; it is killed", zap.Stringer("process", o.party))

@@ -147,3 +147,20 @@ func TestOneProcessAGuest(t *testing.T) {
 		}
 	}
 }
+
+func TestNamesOfProcesses(t *testing.T) {
+	for base, want := range map[string]pact.Party{
+		"g-00000000000000ff":          {Host: "g", Incarnation: 255},
+		"my-guest-2-0123456789abcdef": {Host: "my-guest-2", Incarnation: 0x0123456789abcdef},
+		"g-0000000000000000":          {},
+		"g-00000000000000fg":          {},
+		"-0000000000000001":           {},
+		"g":                           {},
+		"../x-0000000000000001":       {},
+	} {
+		guest, i, ok := parseBase(base)
+		if ok != !want.IsZero() || ok && (guest != want.Host || i != want.Incarnation) {
+			t.Errorf("%s: %q %x %v", base, guest, i, ok)
+		}
+	}
+}

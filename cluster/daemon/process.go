@@ -40,7 +40,6 @@ type process struct {
 	guest  string
 	party  pact.Party
 	path   string // of its configuration
-	cfg    link.ProcessConfig
 	log    *zap.Logger
 	events func(any) // to the keeper; never blocks for long
 
@@ -73,7 +72,7 @@ type (
 
 func newProcess(cfg link.ProcessConfig, path string, log *zap.Logger, events func(any)) *process {
 	return &process{
-		guest: cfg.Guest, party: cfg.Party, path: path, cfg: cfg, events: events,
+		guest: cfg.Guest, party: cfg.Party, path: path, events: events,
 		log:  log.With(zap.String("guest", cfg.Guest), zap.Stringer("process", cfg.Party)),
 		poke: make(chan struct{}, 1), exited: make(chan struct{}),
 	}
@@ -127,9 +126,9 @@ func spawn(program []string, cfg link.ProcessConfig, dir string, log *zap.Logger
 	return p, nil
 }
 
-// adopt takes up the processes that an earlier daemon has started and that still live. The files of the
-// others are removed.
-func adopt(dir string, log *zap.Logger, events func(guest string) func(any)) ([]*process, error) {
+// adopt takes up the processes that an earlier daemon of this host has started and that still live. The
+// process table decides who lives; files of the others are removed.
+func adopt(dir, host string, log *zap.Logger, events func(guest string) func(any)) ([]*process, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*"+configSuffix))
 	if err != nil {
 		return nil, err
@@ -138,14 +137,21 @@ func adopt(dir string, log *zap.Logger, events func(guest string) func(any)) ([]
 	if err != nil {
 		return nil, err
 	}
+	// A process may have lost its file, and lives nevertheless.
+	for f := range pids {
+		if filepath.Dir(f) == filepath.Clean(dir) && !slices.Contains(files, f) {
+			files = append(files, f)
+		}
+	}
 	var found []*process
 	for _, f := range files {
-		cfg, err := link.ReadProcessConfig(f)
-		if err != nil {
-			log.Warn("a process's configuration can't be read", zap.String("file", f), zap.Error(err))
+		guest, incarnation, ok := parseBase(strings.TrimSuffix(filepath.Base(f), configSuffix))
+		if !ok {
+			log.Warn("a file that is no process's", zap.String("file", f))
 			continue
 		}
-		p := newProcess(cfg, f, log, events(cfg.Guest))
+		party := pact.Party{Host: host, Incarnation: incarnation}
+		p := newProcess(link.ProcessConfig{Guest: guest, Party: party}, f, log, events(guest))
 		pid, ok := pids[f]
 		if !ok || p.watch(pid) != nil {
 			p.tidy()
@@ -156,6 +162,16 @@ func adopt(dir string, log *zap.Logger, events func(guest string) func(any)) ([]
 		found = append(found, p)
 	}
 	return found, nil
+}
+
+// parseBase reads "<guest>-<incarnation>", the name of a process's files.
+func parseBase(base string) (guest string, i pact.Incarnation, ok bool) {
+	n := len(base) - 16
+	if n < 2 || base[n-1] != '-' || !pact.ValidGuestName(base[:n-1]) {
+		return "", 0, false
+	}
+	v, err := strconv.ParseUint(base[n:], 16, 64)
+	return base[:n-1], pact.Incarnation(v), err == nil && v != 0
 }
 
 // processesByConfig finds data-plane processes by their command line: "... dataplane --config FILE".

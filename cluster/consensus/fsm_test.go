@@ -1,0 +1,116 @@
+package consensus
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/cluster/pki"
+)
+
+func member(name, nonce, serial string) Member {
+	return Member{
+		Name: name, Role: pki.RoleHost, RaftID: raftID(pki.RoleHost, name, nonce), Serial: serial,
+		ClusterAddress: "10.0.0.1:1", GossipAddress: "10.0.0.1:2",
+	}
+}
+
+func TestRoster(t *testing.T) {
+	r := newRoster()
+	ok := func(refused string) {
+		t.Helper()
+		if refused != "" {
+			t.Error(refused)
+		}
+	}
+	ok(r.enter(member("a", "1", "s1")))
+	ok(r.enter(member("a", "1", "s1")))
+	// A lost log: another Raft id under the same certificate.
+	ok(r.enter(member("a", "2", "s1")))
+	if len(r.Removed) != 1 || r.Removed[0] != "host:a:1" || len(r.Revoked) != 0 {
+		t.Errorf("%+v", r)
+	}
+	ok(r.leave("a"))
+	if refused := r.enter(member("a", "3", "s1")); !strings.Contains(refused, "removed") {
+		t.Errorf("a removed member came back with its old certificate: %q", refused)
+	}
+	ok(r.enter(member("a", "3", "s2")))
+	if refused := r.leave("b"); refused == "" {
+		t.Error("somebody left who was not there")
+	}
+	bad := member("b", "1", "s3")
+	bad.RaftID = "witness:b:1"
+	if refused := r.enter(bad); refused == "" {
+		t.Error("a host registered as a witness")
+	}
+}
+
+func apply(f *fsm, index uint64, b []byte) pact.Verdict {
+	return f.Apply(&raft.Log{Index: index, Data: b}).(pact.Verdict)
+}
+
+func TestSnapshotOfAll(t *testing.T) {
+	f := newFSM()
+	m := member("a", "1", "s1")
+	for i, e := range []entry{{Enter: &m}, {Command: &pact.Command{Kind: pact.Create, Guest: "g", ID: "c", Spec: &pact.Spec{Hosts: []string{"a"}}}}} {
+		if v := apply(f, uint64(i+1), mustEncode(t, e)); !v.Applied {
+			t.Fatal(v.Reason)
+		}
+	}
+	s, err := f.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := newFSM()
+	var told []string
+	o.changed = func(a pact.Assignment, exists bool) { told = append(told, a.Guest) }
+	if v := apply(o, 1, mustEncode(t, entry{Command: &pact.Command{Kind: pact.Create, Guest: "old", ID: "c", Spec: &pact.Spec{Hosts: []string{"a"}}}})); !v.Applied {
+		t.Fatal(v.Reason)
+	}
+	told = nil
+	b := s.(snapshotBytes)
+	if err := o.Restore(io.NopCloser(bytes.NewReader(b))); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 2 || told[0] != "old" || told[1] != "g" {
+		t.Errorf("told of %v", told)
+	}
+	if got, ok := o.member("a"); !ok || got != m {
+		t.Errorf("the roster: %+v", o.members())
+	}
+	for _, bad := range []string{"", "{}", `{"version":2}`, strings.Replace(string(b), `"roster"`, `"rooster"`, 1)} {
+		if err := o.Restore(io.NopCloser(strings.NewReader(bad))); err == nil {
+			t.Errorf("restored from %.20q", bad)
+		}
+	}
+}
+
+// FuzzEntry: whatever is in the log is applied alike everywhere, and survives a snapshot.
+func FuzzEntry(f *testing.F) {
+	m := member("a", "1", "s1")
+	for _, e := range []entry{{Enter: &m}, {Leave: &leave{Name: "a"}}, {Command: &pact.Command{Kind: pact.NoOp}}} {
+		b, err := encodeEntry(e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		x, y := newFSM(), newFSM()
+		v, w := apply(x, 7, b), apply(y, 7, b)
+		if v.Applied != w.Applied || v.Reason != w.Reason {
+			t.Fatalf("%+v %+v", v, w)
+		}
+		s, err := x.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := y.Restore(io.NopCloser(bytes.NewReader(s.(snapshotBytes)))); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
