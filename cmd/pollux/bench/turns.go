@@ -65,13 +65,14 @@ func (b *bench) turns(ctx context.Context, group []metric) (err error) {
 		b.add(row("P4", "protection lost for nothing", "stretches", samples{float64(spoiled)}).atMost(0).
 			noted("of %d stretches under load, those in which the guest went on alone or on its twin with nothing wrong, for a silence that was taken for a fault; what was measured in them does not count", halves))
 	}()
-	for turn := 0; turn < b.count(8, 2); {
+	turns := b.count(8, 2)
+	for turn := 0; turn < turns; {
 		b.tell("turn %d", turn+1)
 		t.mark()
 		n, err := b.protectedHalf(ctx, s, probes)
 		halves++
 		elections += n
-		if errors.Is(err, errSpoiled) && spoiled < maxSpoiled {
+		if errors.Is(err, errSpoiled) && spoiled < maxSpoiled*turns {
 			b.tell("%v", err)
 			spoiled++
 			t.rewind()
@@ -99,8 +100,8 @@ func (b *bench) turns(ctx context.Context, group []metric) (err error) {
 	return nil
 }
 
-// maxSpoiled is how many stretches may be lost before the run is given up.
-const maxSpoiled = 5
+// maxSpoiled is how many stretches may be lost for each that is wanted, before the run is given up.
+const maxSpoiled = 2
 
 var errSpoiled = errors.New("what was measured is of neither")
 
