@@ -1,9 +1,9 @@
 // Package wire is the one TCP port of the control plane. Everything on it is TLS 1.3; the protocol that
 // a connection is for is negotiated in the handshake (ALPN): Raft, RPC between daemons, or joining.
 //
-// A stranger who can reach the port gets nothing and stops nothing: handshakes are bounded in time and
-// number, and where there are too many, those that have waited longest are cut off, the ones from the
-// busiest address first. Only the join protocol is open to machines without a certificate.
+// A stranger who can reach the port gets nothing and stops nothing: handshakes and joins are bounded in
+// time and number, and where there are too many, those that have waited longest are cut off, the ones from
+// the busiest address first. Only the join protocol is open to machines without a certificate.
 package wire
 
 import (
@@ -44,19 +44,13 @@ type Port struct {
 	tls      *tls.Config
 	raft     *queue
 	rpc      *queue
-	joins    chan struct{}
+	// pending are in their handshake, joins have none of their own to show.
+	pending, joins *Lobby
 
 	mu      sync.Mutex
-	pending map[*pendingConn]struct{}
 	members map[*memberConn]struct{} // handed out, and open
 	closed  bool
 	wg      sync.WaitGroup
-}
-
-type pendingConn struct {
-	net.Conn
-	since time.Time
-	from  string
 }
 
 // Listen opens the port. issuer is nil where nobody can join.
@@ -75,7 +69,7 @@ func Listen(address string, id *pki.Identity, issuer *pki.Issuer, allowed func(p
 		id: id, issuer: issuer, allowed: allowed, log: log, listener: l,
 		tls:  id.MuxConfig(issuer != nil, pki.ALPNRaft, pki.ALPNRPC),
 		raft: newQueue(l.Addr()), rpc: newQueue(l.Addr()),
-		joins: make(chan struct{}, joinsMax), pending: map[*pendingConn]struct{}{}, members: map[*memberConn]struct{}{},
+		joins: NewLobby(joinsMax), pending: NewLobby(pendingMax), members: map[*memberConn]struct{}{},
 	}
 	p.wg.Go(p.accept)
 	return p, nil
@@ -92,10 +86,9 @@ func (p *Port) Close() error {
 	err := p.listener.Close()
 	p.mu.Lock()
 	p.closed = true
-	for c := range p.pending {
-		c.Close()
-	}
 	p.mu.Unlock()
+	p.pending.Close()
+	p.joins.Close()
 	p.raft.Close()
 	p.rpc.Close()
 	for _, m := range p.open() {
@@ -120,58 +113,22 @@ func (p *Port) accept() {
 		if t, ok := conn.(*net.TCPConn); ok {
 			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: 3})
 		}
-		c := &pendingConn{Conn: conn, since: time.Now(), from: hostOf(conn.RemoteAddr())}
-		if !p.admit(c) {
-			conn.Close()
+		leave, ok := p.pending.Enter(conn)
+		if !ok {
 			return
 		}
-		p.wg.Go(func() { p.handshake(c) })
+		p.wg.Go(func() { p.handshake(conn, leave) })
 	}
 }
 
-func hostOf(a net.Addr) string {
-	host, _, err := net.SplitHostPort(a.String())
-	if err != nil {
-		return a.String()
-	}
-	return host
-}
-
-// admit enters a connection among the pending ones, and cuts one off where there are too many.
-func (p *Port) admit(c *pendingConn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return false
-	}
-	if len(p.pending) >= pendingMax {
-		count := map[string]int{}
-		for o := range p.pending {
-			count[o.from]++
-		}
-		var victim *pendingConn
-		for o := range p.pending {
-			if victim == nil || count[o.from] > count[victim.from] || count[o.from] == count[victim.from] && o.since.Before(victim.since) {
-				victim = o
-			}
-		}
-		delete(p.pending, victim)
-		victim.Close()
-	}
-	p.pending[c] = struct{}{}
-	return true
-}
-
-func (p *Port) handshake(c *pendingConn) {
-	conn := tls.Server(c.Conn, p.tls)
+func (p *Port) handshake(c net.Conn, leave func()) {
+	conn := tls.Server(c, p.tls)
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 	err := conn.HandshakeContext(ctx)
 	cancel()
-	p.mu.Lock()
-	delete(p.pending, c)
-	p.mu.Unlock()
+	leave()
 	if err != nil {
-		p.log.Debug("handshake refused", zap.String("from", c.from), zap.Error(err))
+		p.log.Debug("handshake refused", zap.Stringer("from", c.RemoteAddr()), zap.Error(err))
 		c.Close()
 		return
 	}
@@ -185,7 +142,7 @@ func (p *Port) handshake(c *pendingConn) {
 		err = p.allowed(peer)
 	}
 	if err != nil {
-		p.log.Warn("a member was turned away", zap.String("from", c.from), zap.Error(err))
+		p.log.Warn("a member was turned away", zap.Stringer("from", c.RemoteAddr()), zap.Error(err))
 		c.Close()
 		return
 	}
@@ -230,13 +187,11 @@ func (p *Port) open() []*memberConn {
 }
 
 func (p *Port) join(conn *tls.Conn) {
-	select {
-	case p.joins <- struct{}{}:
-		defer func() { <-p.joins }()
-	default:
-		conn.Close()
+	leave, ok := p.joins.Enter(conn.NetConn())
+	if !ok {
 		return
 	}
+	defer leave()
 	if err := p.issuer.Serve(conn); err != nil {
 		p.log.Warn("a machine could not join", zap.Error(err))
 	}

@@ -183,11 +183,22 @@ func TestStrangersStopNothing(t *testing.T) {
 	if err := c.Call(ctx, At("a", s.port.Addr().String()), "ping", nil, &got); err != nil || got != "pong" {
 		t.Errorf("a member did not get through: %q %v", got, err)
 	}
-	s.port.mu.Lock()
-	pending := len(s.port.pending)
-	s.port.mu.Unlock()
+	s.port.pending.mu.Lock()
+	pending := len(s.port.pending.waiting)
+	s.port.pending.mu.Unlock()
 	if pending > pendingMax {
 		t.Errorf("%d handshakes under way", pending)
+	}
+	// Strangers who begin to join and go no further keep no joiner out.
+	for range 2 * joinsMax {
+		c, err := tls.Dial("tcp", s.port.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{pki.ALPNJoin}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	if id := s.member(t, "c"); id.Name() != "c" {
+		t.Errorf("%q joined", id.Name())
 	}
 }
 

@@ -12,13 +12,20 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/cluster/pki"
+	"github.com/pollux-ha/pollux/cluster/wire"
 )
 
 // handshakeTimeout bounds a TLS handshake.
 const handshakeTimeout = 5 * time.Second
 
-// pendingHandshakes bounds connections that have not shown a certificate yet.
-const pendingHandshakes = 16
+// pendingHandshakes bounds connections that have not shown a certificate yet. A twin's takes milliseconds.
+const pendingHandshakes = 32
+
+// acceptAgain is the pause after an error of accept: out of file descriptors, most likely.
+const acceptAgain = 50 * time.Millisecond
+
+// complainEvery bounds how often strangers are mentioned in the log: they must not fill it.
+const complainEvery = 10 * time.Second
 
 // server takes authenticated streams.
 type server interface {
@@ -31,7 +38,11 @@ type streams struct {
 	config  *tls.Config
 	server  server
 	log     *zap.Logger
-	pending chan struct{}
+	pending *wire.Lobby
+
+	complained time.Time // guarded by complaints
+	unsaid     int
+	complaints sync.Mutex
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -46,7 +57,7 @@ func listenStreams(address string, id *pki.Identity, s server, log *zap.Logger) 
 	if err != nil {
 		return nil, fmt.Errorf("listen for checkpoint streams: %w", err)
 	}
-	st := &streams{l: l, config: id.ServerConfig(pki.ALPNStream), server: s, log: log, pending: make(chan struct{}, pendingHandshakes)}
+	st := &streams{l: l, config: id.ServerConfig(pki.ALPNStream), server: s, log: log, pending: wire.NewLobby(pendingHandshakes)}
 	st.ctx, st.cancel = context.WithCancel(context.Background())
 	return st, nil
 }
@@ -55,30 +66,47 @@ func (s *streams) run() {
 	s.wg.Go(func() {
 		for {
 			c, err := s.l.Accept()
-			if err != nil {
-				if s.ctx.Err() == nil {
-					s.log.Error("accept checkpoint streams", zap.Error(err))
-				}
+			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			select {
-			case s.pending <- struct{}{}:
-				s.wg.Go(func() { s.serve(c) })
-			default:
-				c.Close()
+			if err != nil {
+				// Who can't be called can't be made the replica again: never give up.
+				s.log.Error("accept checkpoint streams", zap.Error(err))
+				select {
+				case <-time.After(acceptAgain):
+				case <-s.ctx.Done():
+				}
+				continue
 			}
+			leave, ok := s.pending.Enter(c)
+			if !ok {
+				return
+			}
+			s.wg.Go(func() { s.serve(c, leave) })
 		}
 	})
 }
 
-func (s *streams) serve(c net.Conn) {
+// complain mentions a stranger in the log, now and then.
+func (s *streams) complain(what string, c net.Conn, err error) {
+	s.complaints.Lock()
+	defer s.complaints.Unlock()
+	if time.Since(s.complained) < complainEvery {
+		s.unsaid++
+		return
+	}
+	s.log.Warn(what, zap.Stringer("from", c.RemoteAddr()), zap.Int("not_mentioned_before", s.unsaid), zap.Error(err))
+	s.complained, s.unsaid = time.Now(), 0
+}
+
+func (s *streams) serve(c net.Conn, leave func()) {
 	t := tls.Server(c, s.config)
 	ctx, cancel := context.WithTimeout(s.ctx, handshakeTimeout)
 	err := t.HandshakeContext(ctx)
 	cancel()
-	<-s.pending
+	leave()
 	if err != nil {
-		s.log.Warn("a checkpoint stream failed its handshake", zap.Stringer("from", c.RemoteAddr()), zap.Error(err))
+		s.complain("a checkpoint stream failed its handshake", c, err)
 		c.Close()
 		return
 	}
@@ -87,7 +115,7 @@ func (s *streams) serve(c net.Conn) {
 		err = fmt.Errorf("%s is a %s: only hosts send checkpoints", peer.Name, peer.Role)
 	}
 	if err != nil {
-		s.log.Warn("a checkpoint stream is refused", zap.Stringer("from", c.RemoteAddr()), zap.Error(err))
+		s.complain("a checkpoint stream is refused", c, err)
 		c.Close()
 		return
 	}
@@ -98,4 +126,5 @@ func (s *streams) serve(c net.Conn) {
 func (s *streams) close() {
 	s.cancel()
 	s.l.Close()
+	s.pending.Close()
 }
