@@ -21,8 +21,8 @@ type monitor struct {
 	cluster *cluster
 
 	mu      sync.Mutex
-	guest   *console.Guest // the newest answer
-	asked   time.Time      // when that question was put
+	guest   *console.Guest          // the newest answer
+	asked   time.Time               // when that question was put
 	changed chan struct{}           // closed and replaced with every answer
 	seen    map[string]*link.Status // by incarnation: what each process last said as a primary
 	down    map[string]bool         // machines that must not be asked: they can't answer
