@@ -34,9 +34,13 @@ func (b *bench) takeovers(ctx context.Context, t takeover) error {
 	for _, r := range takeoverRows(t, result) {
 		b.add(r)
 	}
-	if err == nil && !result.Good() {
-		err = fmt.Errorf("the clients saw what they must not see: %d acknowledged writes lost, %d connections reset, %d stale reads, %v %s",
-			result.LostWrites, result.Resets, result.StaleReads, result.Findings, result.Error)
+	switch {
+	case err != nil || result.Good():
+	case result.Error != "":
+		err = errors.New(result.Error)
+	default:
+		err = fmt.Errorf("the clients saw what they must not see, or not everything could be checked: %d acknowledged writes lost, %d connections reset, %d stale reads, history linearizable: %v, %v",
+			result.LostWrites, result.Resets, result.StaleReads, result.Linearizable, result.Findings)
 	}
 	return errors.Join(err, context.Cause(ctx))
 }
