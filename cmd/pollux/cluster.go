@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/pollux-ha/pollux/cluster"
 	"github.com/pollux-ha/pollux/cluster/config"
+	"github.com/pollux-ha/pollux/cluster/pki"
 	"github.com/pollux-ha/pollux/console"
 )
 
@@ -23,17 +26,27 @@ func configFlag(cmd *cobra.Command, path *string) {
 func (p *program) initCommand() *cobra.Command {
 	var path string
 	var dryRun bool
+	var admit []string
+	var valid time.Duration
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Found a cluster with this machine as its first host",
 		Long: `Found a cluster with this machine as its first host: make the cluster's certificate authority and
-this host's certificate. Start the daemon (pollux host) afterwards, issue a token for each further
-machine (pollux token), and let it join there (pollux join).`,
+this host's certificate, and a join token for each machine named with --admit. Start the daemon
+(pollux host) afterwards, and let the others join there (pollux join). Further tokens come from
+pollux token.
+
+  pollux init --admit b=host --admit w=witness`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(path)
 			if err != nil {
 				return err
+			}
+			for _, a := range admit {
+				if name, role, _ := strings.Cut(a, "="); name == "" || !pki.Role(role).Valid() {
+					return usagef("--admit %s: NAME=host or NAME=witness", a)
+				}
 			}
 			if dryRun {
 				if entries, err := os.ReadDir(cfg.PKIDir()); err == nil && len(entries) > 0 {
@@ -42,18 +55,36 @@ machine (pollux token), and let it join there (pollux join).`,
 				fmt.Fprintf(cmd.OutOrStdout(), "would be done: a certificate authority, and the certificate of host %s, in %s\n", cfg.Name, cfg.PKIDir())
 				return nil
 			}
-			r, err := cluster.Init(cfg)
+			founded, err := cluster.Init(cfg)
 			if err != nil {
 				return err
 			}
+			r := initResult{InitResult: *founded, Tokens: make(map[string]string)}
+			for _, a := range admit {
+				name, role, _ := strings.Cut(a, "=")
+				if r.Tokens[name], err = cluster.Admit(cfg, name, pki.Role(role), valid); err != nil {
+					return err
+				}
+			}
 			return p.write(cmd.OutOrStdout(), r, func(w io.Writer) {
 				fmt.Fprintf(w, "cluster %s founded; its certificate authority's fingerprint is %s\n", r.ClusterID, r.CAFingerprint)
+				for _, name := range slices.Sorted(maps.Keys(r.Tokens)) {
+					fmt.Fprintf(w, "token for %s, good once and for %v: %s\n", name, valid, r.Tokens[name])
+				}
 			})
 		},
 	}
 	configFlag(cmd, &path)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and tell what would be done, and do nothing")
+	cmd.Flags().StringArrayVar(&admit, "admit", nil, "a machine that will join, NAME=host or NAME=witness: print a token for it; may be repeated")
+	cmd.Flags().DurationVar(&valid, "valid", time.Hour, "how long the tokens are good")
 	return p.withOutput(cmd)
+}
+
+// initResult is what pollux init tells.
+type initResult struct {
+	cluster.InitResult
+	Tokens map[string]string `json:"tokens,omitempty"` // by the name of the machine
 }
 
 func (p *program) joinCommand() *cobra.Command {
