@@ -10,11 +10,11 @@ import (
 const ms = time.Millisecond
 
 func TestSilence(t *testing.T) {
-	s := NewSilence(100 * ms)
+	s := NewSilence()
 	if s.Check(1000 * ms) {
 		t.Error("fired without being armed")
 	}
-	s.Arm(1000*ms, 0)
+	s.Arm(1000*ms, 100*ms, 0)
 	for now := 1000 * ms; now <= 1100*ms; now += 20 * ms {
 		if s.Check(now) {
 			t.Fatalf("fired after %v", now-1000*ms)
@@ -35,8 +35,8 @@ func TestSilence(t *testing.T) {
 }
 
 func TestSilenceGivesTimeForTheFirstContact(t *testing.T) {
-	s := NewSilence(100 * ms)
-	s.Arm(0, 400*ms)
+	s := NewSilence()
+	s.Arm(0, 100*ms, 400*ms)
 	for now := 20 * ms; now <= 500*ms; now += 20 * ms {
 		if s.Check(now) {
 			t.Fatalf("fired after %v", now)
@@ -45,7 +45,7 @@ func TestSilenceGivesTimeForTheFirstContact(t *testing.T) {
 	if !s.Check(501 * ms) {
 		t.Error("did not fire")
 	}
-	s.Arm(1000*ms, 400*ms)
+	s.Arm(1000*ms, 100*ms, 400*ms)
 	s.Heard(1010 * ms) // the grace is for the first contact only
 	for now := 1020 * ms; now <= 1110*ms; now += 30 * ms {
 		if s.Check(now) {
@@ -59,8 +59,8 @@ func TestSilenceGivesTimeForTheFirstContact(t *testing.T) {
 
 // A process that stood still finds its peer's words unread: it must not take that for silence.
 func TestSilenceAfterAnOwnGap(t *testing.T) {
-	s := NewSilence(100 * ms)
-	s.Arm(0, 0)
+	s := NewSilence()
+	s.Arm(0, 100*ms, 0)
 	s.Check(20 * ms)
 	if s.Check(10_000 * ms) {
 		t.Fatal("fired right after an own gap")

@@ -17,13 +17,15 @@ type Silence struct {
 	stretch time.Duration // added to limit, once
 }
 
-// NewSilence makes a detector that fires after limit without a sign of life. It is not armed.
-func NewSilence(limit time.Duration) *Silence { return &Silence{limit: limit} }
+// NewSilence makes a detector. It is not armed.
+func NewSilence() *Silence { return &Silence{} }
 
-// Arm starts the detector: the peer has limit+grace from now for its first sign of life.
-func (s *Silence) Arm(now, grace time.Duration) {
+// Arm starts the detector: it fires after limit without a sign of life. For the first one the peer has
+// limit+grace from now.
+func (s *Silence) Arm(now, limit, grace time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.limit = limit
 	s.armed, s.heard, s.asked, s.stretch = true, now, now, grace
 }
 

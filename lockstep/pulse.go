@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/lockstep/core"
 )
 
@@ -78,7 +79,11 @@ func (e *Engine) tick() {
 	if s == nil || !s.up {
 		return
 	}
-	if now-s.lastHeard > e.cfg.Silence {
+	limit := e.cfg.Silence
+	if s.fill != nil {
+		limit *= link.SyncSilences // no output waits for it
+	}
+	if now-s.lastHeard > limit {
 		s.fail(fmt.Errorf("the replica has been silent for %v", now-s.lastHeard))
 		e.lose(s)
 		return

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/fencing"
 	"github.com/pollux-ha/pollux/replica/core"
@@ -102,7 +103,7 @@ func New(cfg Config) *Side {
 	}
 	s := &Side{
 		cfg: cfg, log: cfg.Log,
-		silence:  fencing.NewSilence(cfg.Silence),
+		silence:  fencing.NewSilence(),
 		core:     core.New(cfg.Guest, cfg.Self),
 		sessions: map[core.Conn]*session{},
 		image:    &Image{},
@@ -192,11 +193,16 @@ func (s *Side) do(a core.Action) {
 	case core.AskLater:
 		s.again.Reset(s.cfg.AskAgain)
 	case core.Arm:
-		var grace time.Duration
+		limit, grace := s.cfg.Silence, time.Duration(0)
 		if a.FirstContact {
 			grace = s.cfg.FirstContact
 		}
-		s.silence.Arm(s.cfg.Clock(), grace)
+		if s.core.State() == core.Syncing {
+			// Nobody's output waits and nothing could be taken over yet: giving up a busy primary would
+			// only have everything copied again.
+			limit *= link.SyncSilences
+		}
+		s.silence.Arm(s.cfg.Clock(), limit, grace)
 	case core.Disarm:
 		s.silence.Disarm()
 	case core.Heard:

@@ -11,6 +11,9 @@ import (
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
+// LastWords begin the line on standard error in which a process says why it ends.
+const LastWords = "pollux dataplane: "
+
 // ProcessConfig is all that a data-plane process (`pollux dataplane --config FILE`) is told at its
 // start. The daemon writes it (JSON, mode 0600); what changes later arrives over the control socket.
 type ProcessConfig struct {
@@ -74,6 +77,10 @@ const (
 	DefaultJournalBytes = 256 << 20
 	DefaultCachePages   = 8192
 )
+
+// SyncSilences is how many times longer than ProcessTimeouts.Silence both sides bear silence while a
+// replica is being filled.
+const SyncSilences = 10
 
 // Exit codes of a data-plane process. The daemon decides by them whether to start another one.
 const (
