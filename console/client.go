@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -130,6 +131,9 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 				return nil, Errorf(CodeTimeout, "no answer from the daemon in time: %v", err)
 			}
 			return nil, Errorf(CodeUnknown, "the daemon has not answered in time; look at the guest's status before you ask again")
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, Errorf(CodeUnavailable, "no permission to talk to the daemon on %s: run it as root, or as the user that runs the daemon", c.socket)
 		}
 		return nil, Errorf(CodeUnavailable, "the daemon does not answer on %s (is `pollux host` or `pollux witness` running?): %v", c.socket, err)
 	}

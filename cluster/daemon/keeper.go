@@ -246,8 +246,13 @@ func (k *keeper) ended(p *process) {
 	}
 	if bad {
 		detail := map[string]any{"what": "a data-plane process has ended", "process": p.party.String(), "code": p.code, "log": p.logPath()}
+		note := fmt.Sprintf("the last process ended with code %d; %s says why", p.code, p.logPath())
+		if words := p.lastWords(); words != "" {
+			detail["reason"] = words
+			note = fmt.Sprintf("the last process ended: %s (%s)", words, p.logPath())
+		}
 		k.d.record(audit.Fault, k.guest, k.last.Term, "daemon", detail)
-		k.setNote(fmt.Sprintf("the last process ended with code %d; %s says why", p.code, p.logPath()))
+		k.setNote(note)
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 const (
 	connectEvery  = 20 * time.Millisecond
 	logsKept      = 5
+	lastWordsMax  = 4096 // bytes of a process's log in which they are looked for
 	exitUnknown   = -1
 	sendTimeout   = 5 * time.Second
 	configSuffix  = ".json"
@@ -249,6 +250,30 @@ func (p *process) ended(code int) {
 	p.log.Info("process ended", zap.Int("code", code))
 	p.tidy()
 	p.events(procEnded{p})
+}
+
+// lastWords is what a process that has ended in an orderly way has said last, for people; "": nothing.
+func (p *process) lastWords() string {
+	f, err := os.Open(p.logPath())
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	b := make([]byte, min(info.Size(), lastWordsMax))
+	if _, err := f.ReadAt(b, info.Size()-int64(len(b))); err != nil {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	for i, line := range lines {
+		if words, ok := strings.CutPrefix(line, link.LastWords); ok {
+			return strings.Join(append([]string{words}, lines[i+1:]...), "; ")
+		}
+	}
+	return ""
 }
 
 // tidy removes the files of a process that has ended, but for the last logs.

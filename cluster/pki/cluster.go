@@ -37,7 +37,7 @@ func LoadCluster(dir string) (*Cluster, error) {
 	path := filepath.Join(dir, clusterFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("this machine belongs to no cluster (%s is missing): run `pollux init` to begin one, or `pollux join TOKEN`", path)
+		return nil, fmt.Errorf("this machine belongs to no cluster (%s is missing): run `pollux init` to begin one, or `pollux join` to enter one", path)
 	}
 	if err != nil {
 		return nil, err

@@ -202,6 +202,9 @@ func Join(ctx context.Context, dir, name, token string) (c *Cluster, issuer stri
 	}}
 	conn, err := d.DialContext(ctx, "tcp", t.Address)
 	if err != nil {
+		if !errors.Is(err, ErrPeer) {
+			err = fmt.Errorf("%w: is its daemon running (`pollux host`), and does no firewall stand between?", err)
+		}
 		return nil, "", fmt.Errorf("reach the issuing host: %w", err)
 	}
 	defer conn.Close()

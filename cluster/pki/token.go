@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,10 +54,14 @@ func ParseToken(s string) (Token, error) {
 	if err != nil || len(b) <= sha256.Size+secretBytes || len(b) > 512 {
 		return Token{}, errors.New("this is no join token: part of it is missing or changed")
 	}
+	address := string(b[sha256.Size+secretBytes:])
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return Token{}, errors.New("this is no join token: part of it is missing or changed")
+	}
 	return Token{
 		CAFingerprint: hex.EncodeToString(b[:sha256.Size]),
 		Secret:        b[sha256.Size : sha256.Size+secretBytes],
-		Address:       string(b[sha256.Size+secretBytes:]),
+		Address:       address,
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pollux-ha/pollux/vmm"
+	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 	"github.com/pollux-ha/pollux/vmm/memory"
 	"github.com/pollux-ha/pollux/vmm/platform"
@@ -79,6 +80,9 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
+	if err := boot.Check(config.Kernel); err != nil {
+		return fmt.Errorf("%s: %w", o.kernel, err)
+	}
 	if err := kvm.Check(); err != nil {
 		return err
 	}

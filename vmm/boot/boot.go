@@ -85,14 +85,29 @@ func Load(ram *memory.RAM, p Params) (Entry, error) {
 	if p.CPUs < 1 || p.CPUs > MaxCPUs {
 		return Entry{}, fmt.Errorf("%d vCPUs: must be between 1 and %d", p.CPUs, MaxCPUs)
 	}
-	switch {
-	case len(p.Kernel) == 0:
-		return Entry{}, fmt.Errorf("%w: the file is empty", ErrKernel)
-	case bytes.HasPrefix(p.Kernel, []byte("\x7fELF")):
-		return loadELF(ram, p)
-	case isBzImage(p.Kernel):
-		return loadBzImage(ram, p)
+	if err := Check(p.Kernel); err != nil {
+		return Entry{}, err
 	}
-	return Entry{}, fmt.Errorf("%w: it is neither an ELF image nor a Linux bzImage; "+
+	if isELF(p.Kernel) {
+		return loadELF(ram, p)
+	}
+	return loadBzImage(ram, p)
+}
+
+// Check says why a kernel image can't be booted on any machine. Its errors wrap ErrKernel.
+func Check(kernel []byte) (err error) {
+	switch {
+	case len(kernel) == 0:
+		return fmt.Errorf("%w: the file is empty", ErrKernel)
+	case isELF(kernel):
+		_, err = parseELF(kernel)
+		return err
+	case isBzImage(kernel):
+		_, err = parseBzImage(kernel)
+		return err
+	}
+	return fmt.Errorf("%w: it is neither an ELF image nor a Linux bzImage; "+
 		"give the uncompressed vmlinux or the vmlinuz as the distribution installs it in /boot", ErrKernel)
 }
+
+func isELF(k []byte) bool { return bytes.HasPrefix(k, []byte("\x7fELF")) }

@@ -29,7 +29,7 @@ func NewCommand() *cobra.Command {
 		Run: func(cmd *cobra.Command, _ []string) {
 			code, err := Main(path)
 			if err != nil {
-				fmt.Fprintln(cmd.ErrOrStderr(), "pollux dataplane:", err)
+				fmt.Fprintln(cmd.ErrOrStderr(), link.LastWords+err.Error())
 			}
 			os.Exit(code)
 		},
@@ -69,12 +69,16 @@ func Main(path string) (int, error) {
 	}
 	code := p.wait(ctx)
 	log.Info("exit", zap.Int("code", code))
+	if code == link.ExitFailed {
+		return code, errors.New(p.why)
+	}
 	return code, nil
 }
 
 func newLog(cfg link.ProcessConfig) (*zap.Logger, error) {
 	c := zap.NewProductionConfig()
 	c.Sampling = nil // rare lines, and each of them counts
+	c.DisableStacktrace = true
 	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	if cfg.LogFile != "" {
 		c.OutputPaths = []string{cfg.LogFile}

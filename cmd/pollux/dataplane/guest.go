@@ -14,6 +14,7 @@ import (
 	"github.com/pollux-ha/pollux/lockstep"
 	"github.com/pollux-ha/pollux/replica/store"
 	"github.com/pollux-ha/pollux/vmm"
+	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/tap"
 )
 
@@ -58,11 +59,15 @@ func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpene
 	}
 	var err error
 	if m.Kernel, err = image(cfg.Spec.Kernel); err != nil {
-		return m, fmt.Errorf("read the guest's kernel: %w", err)
+		return m, fmt.Errorf("the guest's kernel: %w: every host of the guest needs it at that path", err)
+	}
+	// Found out now, and not when the guest is being started.
+	if err := boot.Check(m.Kernel); err != nil {
+		return m, fmt.Errorf("%s: %w", cfg.Spec.Kernel, err)
 	}
 	if cfg.Spec.Initrd != "" {
 		if m.Initrd, err = image(cfg.Spec.Initrd); err != nil {
-			return m, fmt.Errorf("read the guest's initial ramdisk: %w", err)
+			return m, fmt.Errorf("the guest's initial RAM disk: %w: every host of the guest needs it at that path", err)
 		}
 	}
 	for _, d := range disks {

@@ -51,6 +51,7 @@ type process struct {
 	watchers sync.WaitGroup
 	exit     chan int
 	ending   sync.Once
+	why      string // it ends; set before exit
 
 	changed chan struct{} // capacity 1: there is something to tell the daemon
 
@@ -192,6 +193,7 @@ func (p *process) wait(ctx context.Context) int {
 func (p *process) end(code int, why string) {
 	p.ending.Do(func() {
 		p.log.Info("ending", zap.String("why", why))
+		p.why = why
 		engine := p.currentEngine()
 		if err := p.machine.Stop(); err != nil {
 			p.log.Error("stop the machine", zap.Error(err))
