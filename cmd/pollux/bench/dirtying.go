@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/memory"
 )
@@ -39,14 +38,14 @@ func (p *dirtying) half(ctx context.Context, s *stage, protected bool) (err erro
 			err = e
 		}
 	}()
-	before, then, err := p.counters(ctx, s)
+	before, then, err := s.counters(ctx)
 	if err != nil {
 		return err
 	}
 	if err := p.rate.measure(ctx, s, p.b.count(4, 4), protected); err != nil || !protected {
 		return err
 	}
-	after, now, err := p.counters(ctx, s)
+	after, now, err := s.counters(ctx)
 	if err != nil {
 		return err
 	}
@@ -56,18 +55,6 @@ func (p *dirtying) half(ctx context.Context, s *stage, protected bool) (err erro
 	}
 	p.last = s.epochs()
 	return nil
-}
-
-// counters are the primary's, and when they were asked for.
-func (p *dirtying) counters(ctx context.Context, s *stage) (link.Status, time.Time, error) {
-	if _, err := s.Fresh(ctx); err != nil {
-		return link.Status{}, time.Time{}, err
-	}
-	status := s.Primary()
-	if status == nil {
-		return link.Status{}, time.Time{}, errors.New("the primary tells nothing of itself")
-	}
-	return *status, time.Now(), nil
 }
 
 func (p *dirtying) rows() []Row {

@@ -28,19 +28,27 @@ type serving struct {
 	rate     map[string]*pair    // requests a second
 	cpu      map[string]*pair    // microseconds of the primary's process for a request
 	twin     map[string]*samples // and of the replica's
+	perEpoch map[string]*samples // requests
+	pages    map[string]*samples // dirty ones in an epoch
 	last     map[string]map[string]Phase
 }
 
 func newServing(b *bench, t *tape) probe {
-	p := &serving{b: b, commands: []string{"SET", "GET"}, rate: map[string]*pair{}, cpu: map[string]*pair{}, twin: map[string]*samples{}, last: map[string]map[string]Phase{}}
+	p := &serving{b: b, commands: []string{"SET", "GET"}, rate: map[string]*pair{}, cpu: map[string]*pair{}, twin: map[string]*samples{},
+		perEpoch: map[string]*samples{}, pages: map[string]*samples{}, last: map[string]map[string]Phase{}}
 	for _, c := range p.commands {
 		p.rate[c], p.cpu[c], p.twin[c] = t.pair(), t.pair(), t.samples()
+		p.perEpoch[c], p.pages[c] = t.samples(), t.samples()
 	}
 	return p
 }
 
 func (p *serving) half(ctx context.Context, s *stage, protected bool) error {
 	for _, command := range p.commands {
+		counted, _, err := s.counters(ctx)
+		if err != nil {
+			return err
+		}
 		before, err := p.cpuTimes(s, protected)
 		if err != nil {
 			return err
@@ -61,13 +69,19 @@ func (p *serving) half(ctx context.Context, s *stage, protected bool) error {
 			return float64(after[i]-before[i]) / float64(time.Microsecond) / float64(runs*serveRequests)
 		}
 		p.cpu[command].of(protected).add(each(0))
-		if protected {
-			p.twin[command].add(each(1))
-			if _, err := s.Fresh(ctx); err != nil {
-				return err
-			}
-			p.last[command] = s.epochs()
+		if !protected {
+			continue
 		}
+		p.twin[command].add(each(1))
+		now, _, err := s.counters(ctx)
+		if err != nil {
+			return err
+		}
+		if epochs := float64(now.Epochs - counted.Epochs); epochs > 0 {
+			p.perEpoch[command].add(float64(runs*serveRequests) / epochs)
+			p.pages[command].add(float64(now.DirtyPages-counted.DirtyPages) / epochs)
+		}
+		p.last[command] = s.epochs()
 	}
 	return nil
 }
@@ -92,9 +106,18 @@ func (p *serving) rows() []Row {
 		if r.Phases == nil {
 			r.Phases = make(map[string]Phase)
 		}
-		for name, s := range map[string]samples{"cpu primary": *cpu.protected, "cpu replica": *p.twin[command], "cpu solo": *cpu.solo} {
-			q := s.quantiles()
-			r.Phases[name] = Phase{Unit: "us/request", P50: round(q.p50), P90: round(q.p90), P99: round(q.p99), Samples: len(s)}
+		for name, of := range map[string]struct {
+			unit string
+			*samples
+		}{
+			"cpu primary":        {"us/request", cpu.protected},
+			"cpu replica":        {"us/request", p.twin[command]},
+			"cpu solo":           {"us/request", cpu.solo},
+			"requests per epoch": {"requests", p.perEpoch[command]},
+			"pages per epoch":    {"pages", p.pages[command]},
+		} {
+			q := of.quantiles()
+			r.Phases[name] = Phase{Unit: of.unit, P50: round(q.p50), P90: round(q.p90), P99: round(q.p99), Samples: len(*of.samples)}
 		}
 		rows = append(rows, r)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cmd/pollux/demo"
 	"github.com/pollux-ha/pollux/console"
 	"github.com/pollux-ha/pollux/tests/history"
@@ -165,6 +166,18 @@ func (s *stage) epochs() map[string]Phase {
 		}
 	}
 	return m
+}
+
+// counters are what the primary's process has counted so far, and when it was asked.
+func (s *stage) counters(ctx context.Context) (link.Status, time.Time, error) {
+	if _, err := s.Fresh(ctx); err != nil {
+		return link.Status{}, time.Time{}, err
+	}
+	status := s.Primary()
+	if status == nil {
+		return link.Status{}, time.Time{}, errors.New("the primary tells nothing of itself")
+	}
+	return *status, time.Now(), nil
 }
 
 // tape holds all samples of the probes, and takes back those that turned out to be worth nothing.
