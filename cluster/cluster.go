@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"syscall"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -35,7 +37,7 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
 	defer func() { _ = log.Sync() }()
 	for _, dir := range []string{cfg.StateDir, cfg.GuestsDir(), cfg.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make the daemon's directories: %w", err)
+			return fmt.Errorf("make the daemon's directories: %w", advise(err))
 		}
 	}
 	// The socket first: another daemon in the same run_dir is found out before anything is touched.
@@ -45,7 +47,7 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
 	}
 	d, err := daemon.Open(cfg, role, Version, log)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return errors.Join(advise(err), l.Close())
 	}
 	api := console.Serve(l, d, log.Named("api"))
 	notify(log, "READY=1")
@@ -69,6 +71,19 @@ func notify(log *zap.Logger, state string) {
 	if err != nil {
 		log.Warn("notify the service manager", zap.Error(err))
 	}
+}
+
+// advise adds what to do about an error of the file system.
+func advise(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: run it as root, or as the user whom state_dir and run_dir belong to", err)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%w: make room there and do it again", err)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%w: state_dir and run_dir must be directories that can be written", err)
+	}
+	return err
 }
 
 // logger writes JSON to standard error, for a service manager to keep.
@@ -99,7 +114,7 @@ func Init(cfg *config.Config) (*InitResult, error) {
 	}
 	c, fingerprint, err := pki.Found(cfg.PKIDir(), cfg.Name)
 	if err != nil {
-		return nil, err
+		return nil, advise(err)
 	}
 	return &InitResult{ClusterID: c.ID, CAFingerprint: fingerprint}, nil
 }
@@ -117,7 +132,7 @@ type JoinResult struct {
 func Join(ctx context.Context, cfg *config.Config, token string) (*JoinResult, error) {
 	c, issuer, err := pki.Join(ctx, cfg.PKIDir(), cfg.Name, token)
 	if err != nil {
-		return nil, err
+		return nil, advise(err)
 	}
 	return &JoinResult{ClusterID: c.ID, Role: string(c.Role), Issuer: issuer}, nil
 }

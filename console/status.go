@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pollux-ha/pollux/cluster/daemon"
 	"github.com/pollux-ha/pollux/cluster/gossip"
 	"github.com/pollux-ha/pollux/cluster/link"
@@ -154,6 +156,9 @@ func (s *Server) status(r *http.Request) (any, error) {
 	case len(out.Members) > 1 && !witness:
 		out.Alarms = append(out.Alarms, "the cluster has no witness: the loss of one host can leave no majority")
 	}
+	if free, err := freeBytes(s.d.Config().StateDir); err == nil && free < lowSpace {
+		out.Alarms = append(out.Alarms, fmt.Sprintf("%s has only %d MiB left for %s: without room there nothing can be changed, and guests' disks fail", s.d.Name(), free>>20, s.d.Config().StateDir))
+	}
 	out.Guests = s.list(hosts)
 	for _, g := range out.Guests {
 		switch {
@@ -165,4 +170,15 @@ func (s *Server) status(r *http.Request) (any, error) {
 	}
 	slices.Sort(out.Alarms)
 	return out, nil
+}
+
+// lowSpace is how little room in the state directory is an alarm, in bytes.
+const lowSpace = 64 << 20
+
+func freeBytes(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("ask for the room in %s: %w", dir, err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pollux-ha/pollux/cluster/config"
 	"github.com/pollux-ha/pollux/cluster/pki"
 	"github.com/pollux-ha/pollux/console"
+	"github.com/pollux-ha/pollux/vmm/kvm"
 )
 
 func configFlag(cmd *cobra.Command, path *string) {
@@ -221,7 +222,15 @@ joins as a new one.`,
 
 func (p *program) hostCommand() *cobra.Command {
 	return p.daemonCommand("host", "Run the daemon of a host", `Run the daemon of a host: control plane, membership, and the supervision of its guests. It goes on
-until SIGTERM. The guests have processes of their own, which outlive the daemon.`, cluster.RunHost)
+until SIGTERM. The guests have processes of their own, which outlive the daemon.`, runHost)
+}
+
+// runHost runs a host's daemon even where no guest can run for now: its vote counts all the same.
+func runHost(ctx context.Context, cfg *config.Config) error {
+	if err := kvm.Check(); err != nil {
+		fmt.Fprintln(os.Stderr, "pollux: no guest can run on this host until this is put right:", err)
+	}
+	return cluster.RunHost(ctx, cfg)
 }
 
 func (p *program) witnessCommand() *cobra.Command {
