@@ -14,8 +14,8 @@ import (
 var KeeperCommand []string
 
 // Program is this program's file, for running its commands on machines. It stays the same even if a
-// newer build takes its place meanwhile.
-const Program = "/proc/self/exe"
+// newer build takes its place meanwhile. A test sets it to the program that it tests.
+var Program = "/proc/self/exe"
 
 // Lab is the machines and networks of a session.
 type Lab struct {

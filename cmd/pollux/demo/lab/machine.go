@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -199,6 +200,11 @@ func (m *Machine) PowerOff() error {
 	}
 	<-k.dead
 	return nil
+}
+
+// Dial opens a connection from the machine's network.
+func (m *Machine) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return m.ns.dialNetwork(ctx, network, address)
 }
 
 // Exec runs a program in the machine's network, but as a process of the session, to its end; it

@@ -123,10 +123,14 @@ func (n *namespace) run(ctx context.Context, stdin string, name string, args ...
 // dial opens a TCP connection from inside. Keep-alive is off: a connection's end is to be the doing
 // of its peer alone.
 func (n *namespace) dial(ctx context.Context, address string) (net.Conn, error) {
+	return n.dialNetwork(ctx, "tcp4", address)
+}
+
+func (n *namespace) dialNetwork(ctx context.Context, network, address string) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1}
 	var c net.Conn
 	err := n.do(func() (err error) {
-		c, err = d.DialContext(ctx, "tcp4", address)
+		c, err = d.DialContext(ctx, network, address)
 		return err
 	})
 	return c, err
