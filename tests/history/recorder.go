@@ -145,22 +145,27 @@ func (r *Recorder) LongestSilence(from, to time.Duration) Silence {
 	return longest
 }
 
-// LongestWait is the longest time between two replies on one connection of those that ended in
+// LongestWait is LongestGap's duration.
+func (r *Recorder) LongestWait(from, to time.Duration) time.Duration {
+	return r.LongestGap(from, to).Duration()
+}
+
+// LongestGap is the longest time between two replies on one connection of those that ended in
 // [from, to]: the gap that a client saw. What the client itself paused between its requests counts
 // as well, so it is never too small.
-func (r *Recorder) LongestWait(from, to time.Duration) time.Duration {
+func (r *Recorder) LongestGap(from, to time.Duration) Silence {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	last := make(map[int]time.Duration)
-	var longest time.Duration
+	var longest Silence
 	for i := range r.operations {
 		o := &r.operations[i]
 		if !o.Known() {
 			continue
 		}
 		before, ok := last[o.Client]
-		if ok && o.Return >= from && o.Return <= to {
-			longest = max(longest, o.Return-before)
+		if ok && o.Return >= from && o.Return <= to && o.Return-before > longest.Duration() {
+			longest = Silence{Begin: before, End: o.Return}
 		}
 		last[o.Client] = o.Return
 	}

@@ -91,6 +91,8 @@ type Strike struct {
 	// GapMs is the longest time between two replies on one connection, from the fault until the guest
 	// was protected again.
 	GapMs float64 `json:"client_gap_ms"`
+	// GapAtMs is when that gap began.
+	GapAtMs float64 `json:"client_gap_at_ms"`
 	// ProtectedAgainMs is from the repair until the guest was protected again.
 	ProtectedAgainMs float64 `json:"protected_again_ms"`
 	ProtectedAgain   bool    `json:"protected_again"`

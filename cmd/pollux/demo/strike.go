@@ -115,7 +115,8 @@ func (r *run) play(ctx context.Context, s *Strike, fault Fault, victim *node) er
 		return err
 	}
 	s.ProtectedAgain, s.ProtectedAgainMs = true, milliseconds(r.recorder.Now()-repaired)
-	s.GapMs = milliseconds(r.recorder.LongestWait(begin, r.recorder.Now()))
+	gap := r.recorder.LongestGap(begin, r.recorder.Now())
+	s.GapMs, s.GapAtMs = milliseconds(gap.Duration()), milliseconds(gap.Begin-begin)
 	s.TermAfter = uint64(g.Term)
 	if p := primary(g); p != nil && s.HitPrimary {
 		for _, phase := range []string{"detect", "decide", "activate", "announce"} {
