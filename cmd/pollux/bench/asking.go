@@ -37,7 +37,9 @@ func (p *asking) half(ctx context.Context, s *stage, protected bool) error {
 	}
 	defer raw.Close()
 	if deadline, ok := ctx.Deadline(); ok {
-		raw.SetDeadline(deadline)
+		if err := raw.SetDeadline(deadline); err != nil {
+			return fmt.Errorf("bound the client's waiting: %w", err)
+		}
 	}
 	c := history.NewConn(raw)
 	const warmUp = 50

@@ -36,8 +36,6 @@ func (m metric) key() string {
 	return m.id
 }
 
-func (m metric) inSession() bool { return m.measure == nil }
-
 func metrics() []metric {
 	all := []metric{
 		{id: "P1", about: "pause per checkpoint", measure: (*bench).pauses, limit: 5 * time.Minute},

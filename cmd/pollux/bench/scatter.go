@@ -67,8 +67,8 @@ func (g *scatter) start(maxPages int) error {
 	for i := range maxPages {
 		gpa := uint64(heap + i*strideBytes)
 		if err := m.RAM().Fill(gpa, memory.PageSize, func(p []byte) error {
-			random.Read(p)
-			return nil
+			_, err := random.Read(p)
+			return err
 		}); err != nil {
 			return fmt.Errorf("fill the guest's memory: %w", err)
 		}

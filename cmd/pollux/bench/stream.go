@@ -73,7 +73,9 @@ func newStream(ctx context.Context, pages int) (_ *stream, err error) {
 	c := &counted{Conn: tcp}
 	s.conn, s.sent = tls.Client(c, identity.ClientConfig(streamPeer, pki.ALPNStream)), &c.sent
 	if deadline, ok := ctx.Deadline(); ok {
-		s.conn.SetDeadline(deadline)
+		if err := s.conn.SetDeadline(deadline); err != nil {
+			return nil, fmt.Errorf("bound the stream's waiting: %w", err)
+		}
 	}
 	s.encoder = checkpoint.NewEncoder(checkpoint.EncoderConfig{CachePages: checkpoint.DefaultCachePages})
 	s.writer = checkpoint.NewWriter(s.conn)
