@@ -48,9 +48,6 @@ type Workload struct {
 // keysPerKind is the number of keys of each kind in a generation.
 const keysPerKind = 2
 
-// pieceBytes is the length of what one APPEND carries; see piece.
-const pieceBytes = 12
-
 // Resets is how many established connections ended without the client's wish.
 func (w *Workload) Resets() int { return int(w.resets.Load()) }
 
@@ -233,7 +230,7 @@ func (w *Workload) choose(random *rand.Rand, client, sequence int, generation in
 	return o
 }
 
-// piece is what an APPEND carries: pieceBytes long, unique by client and sequence.
+// piece is what an APPEND carries: twelve bytes, unique by client and sequence.
 func piece(client, sequence int) string {
 	return fmt.Sprintf("%03x.%07x;", client&0xfff, sequence&0xfffffff)
 }

@@ -242,7 +242,7 @@ func (c *cluster) await(ctx context.Context, n *node, what string, wanted func(*
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("waited in vain for %s %s: %w (last answer: %v)", n.Name, what, ctx.Err(), last)
+			return fmt.Errorf("waited in vain for %s %s: %w (last answer: %w)", n.Name, what, ctx.Err(), last)
 		}
 	}
 }

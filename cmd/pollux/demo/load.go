@@ -43,10 +43,10 @@ func startLoad(l *lab.Lab) (*load, error) {
 		return nil, fmt.Errorf("start the load: %w", err)
 	}
 	go func() {
-		err := b.cmd.Wait()
+		_ = b.cmd.Wait() // how it ended is in its ProcessState
 		b.mu.Lock()
 		if !b.stopped {
-			b.failure = fmt.Errorf("redis-benchmark has ended (%v): %s", err, b.lastWords())
+			b.failure = fmt.Errorf("redis-benchmark has ended by itself (%s): %s", b.cmd.ProcessState, b.lastWords())
 		}
 		b.mu.Unlock()
 		close(b.over)
@@ -77,7 +77,7 @@ func (b *load) stop() error {
 	b.mu.Lock()
 	b.stopped = true
 	b.mu.Unlock()
-	b.cmd.Process.Kill()
+	_ = b.cmd.Process.Kill() // it may be over already
 	<-b.over
 	return b.failed()
 }

@@ -90,7 +90,9 @@ func (r *run) hitDuringSwitchover(ctx context.Context, primary *node, hit func(*
 	err := hit(victim)
 	cancel()
 	// Whether the order was carried out is all the same here: the fault may have come first.
-	<-ordered
+	if err := <-ordered; err != nil {
+		r.tell("the switchover: %v", err)
+	}
 	return err
 }
 

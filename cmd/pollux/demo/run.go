@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -61,7 +62,7 @@ func Run(ctx context.Context, options Options, progress io.Writer) (result *Resu
 			}
 			return
 		}
-		dir.Remove()
+		err = errors.Join(err, dir.Remove())
 	}()
 	l, err := lab.New(dir.Path)
 	if err != nil {
@@ -213,7 +214,10 @@ const checkTime = 2 * time.Minute
 func (r *run) finish(ctx context.Context, result *Result) {
 	r.workload.Stop()
 	select {
-	case <-r.workloads:
+	case err := <-r.workloads:
+		if err != nil {
+			result.Findings = append(result.Findings, err.Error())
+		}
 	case <-time.After(30 * time.Second):
 		result.Stuck = true
 	case <-ctx.Done():

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -102,7 +103,9 @@ func (m *Machine) Freeze(ctx context.Context) error {
 		for _, p := range slices.Backward(processes) {
 			if !stopped(p.PID) {
 				running++
-				unix.Kill(p.PID, unix.SIGSTOP)
+				if err := unix.Kill(p.PID, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
+					return fmt.Errorf("freeze machine %s: process %d: %w", m.Name, p.Own, err)
+				}
 			}
 		}
 		if running == 0 {
@@ -122,7 +125,9 @@ func (m *Machine) Thaw() error {
 		return err
 	}
 	for _, p := range processes {
-		unix.Kill(p.PID, unix.SIGCONT)
+		if err := unix.Kill(p.PID, unix.SIGCONT); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("thaw machine %s: process %d: %w", m.Name, p.Own, err)
+		}
 	}
 	return nil
 }

@@ -45,6 +45,8 @@ func Keep(in io.Reader, out io.Writer) error {
 	var mu sync.Mutex // for children and out
 	children := make(map[int]int)
 	words := json.NewEncoder(out)
+	// A session that doesn't listen any more is about to end, and this process with it.
+	say := func(w keeperWord) { _ = words.Encode(w) }
 	go func() {
 		for range died {
 			for {
@@ -56,7 +58,7 @@ func Keep(in io.Reader, out io.Writer) error {
 				mu.Lock()
 				if id, ok := children[pid]; ok {
 					delete(children, pid)
-					words.Encode(keeperWord{ID: id, Ended: describeStatus(status)})
+					say(keeperWord{ID: id, Ended: describeStatus(status)})
 				}
 				mu.Unlock()
 			}
@@ -75,10 +77,10 @@ func Keep(in io.Reader, out io.Writer) error {
 		mu.Lock() // so that no child is buried before it is known
 		pid, err := spawn(o)
 		if err != nil {
-			words.Encode(keeperWord{ID: o.ID, Failed: err.Error()})
+			say(keeperWord{ID: o.ID, Failed: err.Error()})
 		} else {
 			children[pid] = o.ID
-			words.Encode(keeperWord{ID: o.ID, PID: pid})
+			say(keeperWord{ID: o.ID, PID: pid})
 		}
 		mu.Unlock()
 	}

@@ -98,8 +98,7 @@ func (m *Machine) PowerOn() error {
 	}
 	k := &keeperHandle{cmd: cmd, in: inW, out: outR, send: json.NewEncoder(inW), tasks: make(map[int]*Task), dead: make(chan struct{})}
 	if k.pidns, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", cmd.Process.Pid)); err != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
+		_, _ = cmd.Process.Kill(), cmd.Wait() // it is of no use; the reason is in err
 		inW.Close()
 		outR.Close()
 		return fmt.Errorf("start machine %s: %w", m.Name, err)
@@ -133,7 +132,7 @@ func (k *keeperHandle) listen(out io.Reader) {
 		}
 		k.mu.Unlock()
 	}
-	k.cmd.Wait() // returns once every process of the machine is gone
+	_ = k.cmd.Wait() // it was killed, or ended with its session; returns once every process of the machine is gone
 	k.in.Close()
 	k.out.Close()
 	k.mu.Lock()

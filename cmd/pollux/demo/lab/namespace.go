@@ -72,9 +72,10 @@ func prepareNetwork() error {
 			return fmt.Errorf("switch IPv6 off: %w", err)
 		}
 	}
-	// Where bridges pass their frames to the packet filter, a host's rules could drop them.
+	// Where bridges pass their frames to the packet filter, a host's rules could drop them. Most kernels
+	// have no such switch.
 	for _, f := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"} {
-		os.WriteFile("/proc/sys/net/bridge/"+f, []byte("0"), 0)
+		_ = os.WriteFile("/proc/sys/net/bridge/"+f, []byte("0"), 0)
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {

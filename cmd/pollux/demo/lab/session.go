@@ -51,7 +51,7 @@ func IsolateArgs(ctx context.Context, args []string, out io.Writer) (int, error)
 		return 0, fmt.Errorf("start a session in namespaces of its own: %w%s", err, namespaceHint(err))
 	}
 	// On Ctrl-C the terminal tells the child as well; a second word does no harm.
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Signal(unix.SIGTERM) })
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(unix.SIGTERM) })
 	defer stop()
 	err := cmd.Wait()
 	var exit *exec.ExitError
@@ -85,7 +85,7 @@ func settle() error {
 	}
 	// /sys shows the interfaces of the network namespace in which it was mounted. A container may not
 	// allow this; then those who look there find the wrong ones and say so.
-	unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	_ = unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	return nil
 }
 
