@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -178,6 +179,9 @@ func hostPort(s string) error {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil || port == "" {
 		return errors.New("give an address and a port, like \"10.77.1.1:7700\"")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return errors.New("give a port between 1 and 65535")
 	}
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
 		return errors.New("give an IP address of this machine that the others can reach, not a name and not 0.0.0.0")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -227,8 +228,14 @@ until SIGTERM. The guests have processes of their own, which outlive the daemon.
 
 // runHost runs a host's daemon even where no guest can run for now: its vote counts all the same.
 func runHost(ctx context.Context, cfg *config.Config) error {
+	const unfit = "pollux: no guest can run on this host until this is put right:"
 	if err := kvm.Check(); err != nil {
-		fmt.Fprintln(os.Stderr, "pollux: no guest can run on this host until this is put right:", err)
+		fmt.Fprintln(os.Stderr, unfit, err)
+	}
+	if l, err := net.Listen("tcp", net.JoinHostPort(cfg.ReplicationAddress, "0")); err != nil {
+		fmt.Fprintf(os.Stderr, "%s replication_address %s is not an address of this machine: %v\n", unfit, cfg.ReplicationAddress, err)
+	} else {
+		l.Close()
 	}
 	return cluster.RunHost(ctx, cfg)
 }

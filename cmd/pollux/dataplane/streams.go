@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -54,6 +55,9 @@ func listenStreams(address string, id *pki.Identity, s server, log *zap.Logger) 
 		return nil, errors.New("a checkpoint stream needs certificates: pki is empty")
 	}
 	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, fmt.Errorf("replication_address: %s is not an address of this machine", address)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listen for checkpoint streams: %w", err)
 	}
