@@ -22,6 +22,9 @@ type Image struct {
 	State  []byte // for Machine.LoadState
 	// Arrived is when the epoch arrived, on the clock of Config.Clock.
 	Arrived time.Duration
+	// Decided is when it was decided that the image runs, on the same clock. A process that has not run
+	// since then for the detection time asks Raft before it lets anything out.
+	Decided time.Duration
 	// Resend are frames that the primary may not have let out any more, oldest first.
 	Resend []checkpoint.Frame
 	// Received are frames that the primary's network card took after the epoch, oldest first.

@@ -39,8 +39,8 @@ type Handler interface {
 
 	// Log makes a line of the event log durable before what it tells of takes effect.
 	Log(kind, text string) error
-	// ColdStart boots the guest. Afterwards the primary's side decides.
-	ColdStart(pact.Assignment) error
+	// ColdStart boots the guest. Afterwards the primary's side decides. decided is as in Image.
+	ColdStart(a pact.Assignment, decided time.Duration) error
 	// Activate makes the image run. Afterwards the primary's side decides.
 	Activate(pact.Assignment, *Image) error
 	// TakeReplica stops what is left of the primary that this process was, and returns the image as of
@@ -216,10 +216,20 @@ func (s *Side) do(a core.Action) {
 			}
 		})
 	case core.ColdStart:
-		s.later(func() { s.started(s.cfg.Handler.ColdStart(a.Assignment)) })
+		decided := s.cfg.Clock()
+		s.later(func() {
+			if s.activating() {
+				s.started(s.cfg.Handler.ColdStart(a.Assignment, decided))
+			}
+		})
 	case core.Activate:
+		decided := s.cfg.Clock()
 		s.later(func() {
 			s.waitSessions(0)
+			if !s.activating() {
+				return
+			}
+			s.image.Decided = decided
 			if s.image.Epoch != a.From {
 				s.Step(core.Failed{Err: fmt.Sprintf("the image is at epoch %d, %d was acknowledged", s.image.Epoch, a.From)})
 				return
@@ -244,6 +254,13 @@ func (s *Side) do(a core.Action) {
 			s.cfg.Handler.End(a.How, a.Why)
 		})
 	}
+}
+
+// activating says that what was decided still stands: a process that is ending runs nothing any more.
+func (s *Side) activating() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.core.State() == core.Activating
 }
 
 func (s *Side) started(err error) {

@@ -51,10 +51,10 @@ func (h *fakeHandler) Note(kind, text string) {
 	default:
 	}
 }
-func (h *fakeHandler) Log(string, string) error                    { return h.logErr }
-func (h *fakeHandler) ColdStart(pact.Assignment) error             { return nil }
-func (h *fakeHandler) End(how core.Ending, why string)             { h.ended <- how }
-func (h *fakeHandler) TakeReplica(pact.Assignment) (*Image, error) { return h.take, nil }
+func (h *fakeHandler) Log(string, string) error                       { return h.logErr }
+func (h *fakeHandler) ColdStart(pact.Assignment, time.Duration) error { return nil }
+func (h *fakeHandler) End(how core.Ending, why string)                { h.ended <- how }
+func (h *fakeHandler) TakeReplica(pact.Assignment) (*Image, error)    { return h.take, nil }
 func (h *fakeHandler) Activate(_ pact.Assignment, i *Image) error {
 	h.activated <- i
 	return nil

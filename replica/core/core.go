@@ -47,7 +47,8 @@ type Core struct {
 	a      pact.Assignment // newest from the own log
 	have   bool            // there is one
 	heard  pact.Term       // the highest term that anybody spoke of
-	frozen bool            // has not run for the detection time since it last asked Raft
+	frozen bool            // has not run for the detection time, and no question put since has an outcome
+	fresh  bool            // ask was put after that
 	begun  bool            // ColdStart or Activate has gone out
 	first  bool            // the primary lives, or has just become it, and has to open a stream
 	img    image
@@ -113,11 +114,7 @@ func (c *Core) Step(e Event) []Action {
 	case HeardTerm:
 		return c.hear(e.Term)
 	case Gap:
-		c.frozen = true
-		if c.detecting() {
-			return []Action{Arm{FirstContact: c.first}}
-		}
-		return nil
+		return c.gap()
 	case Activated:
 		return c.activated()
 	case Abandon:
@@ -171,8 +168,22 @@ func (c *Core) hear(t pact.Term) []Action {
 // detecting says that the silence detector is armed.
 func (c *Core) detecting() bool { return c.state == Replica || c.state == Syncing && c.in.welcomed }
 
+// gap notes that this process has not run for the detection time. What was asked before says nothing of
+// the time since.
+func (c *Core) gap() []Action {
+	c.frozen, c.fresh = true, false
+	switch {
+	case c.detecting():
+		return []Action{Arm{FirstContact: c.first}}
+	case c.state == Activating && !c.begun && c.ask != nil:
+		return c.begin()
+	}
+	return nil
+}
+
 func (c *Core) command(k pact.Kind) *pact.Command {
 	c.asks++
+	c.fresh = true
 	return &pact.Command{
 		Kind: k, Guest: c.guest, Term: c.a.Term, By: c.self,
 		ID: fmt.Sprintf("%s/%s/r%d", c.guest, c.self, c.asks),

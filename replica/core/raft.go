@@ -19,6 +19,9 @@ func (c *Core) applied(a pact.Assignment) []Action {
 	if raised {
 		c.img.final = false
 		if c.ask != nil && c.ask.Term < a.Term {
+			if c.fresh && a.Primary == c.self {
+				c.frozen = false
+			}
 			c.ask = nil // settled, one way or the other
 		}
 	}
@@ -66,6 +69,9 @@ func (c *Core) appliedPrimary() []Action {
 	// Promote, Surrender or Switchover: it must hold what the entry promises. A stream's end or a
 	// refused question before does not matter: the image is still there.
 	switch {
+	case c.a.BaseTerm == 0:
+		// A Start is from the disks, by a process with blank memory: an image of before is not the guest.
+		return c.end(EndDiscarded, fmt.Sprintf("term %d starts the guest from its disks, this process holds an image", c.a.Term))
 	case !c.img.complete:
 		return c.end(EndDiscarded, fmt.Sprintf("term %d gives it the guest, its image is incomplete", c.a.Term))
 	case c.img.acked < c.a.Base:
@@ -160,11 +166,14 @@ func (c *Core) answered(e Answered) []Action {
 	if c.ask == nil || e.ID != c.ask.ID {
 		return out
 	}
+	if !e.Unknown && c.fresh {
+		c.frozen = false
+	}
 	switch {
 	case e.Unknown:
 		return append(out, AskLater{})
 	case c.ask.Kind == pact.Confirm && e.Verdict.Applied:
-		c.ask, c.frozen = nil, false
+		c.ask = nil
 		return append(out, c.begin()...)
 	case e.Verdict.Applied, c.heard > c.a.Term:
 		return out // the own log will bring it

@@ -182,7 +182,7 @@ func (c *Core) promote(why string) []Action {
 	if no := c.entitled(); no != "" {
 		return []Action{Note{Kind: "promotion-not-asked", Text: why + "; " + no}, AskLater{}}
 	}
-	c.state, c.frozen = Promoting, false
+	c.state = Promoting
 	c.ask = c.command(pact.Promote)
 	c.ask.Epoch, c.ask.Reason = c.img.acked, why
 	return []Action{Disarm{}, Propose{*c.ask}, AskLater{}, Note{Kind: "promotion-asked", Text: why}}

@@ -44,6 +44,7 @@ type process struct {
 	outlet   outlet
 	console  *os.File
 	side     *replica.Side
+	gate     *fencing.Gate
 	events   *events
 	control  *control
 	streams  *streams
@@ -108,16 +109,16 @@ func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap
 		Log: log.Named("replica"),
 	})
 	undo = append(undo, p.side.Close)
+	p.gate = fencing.NewGate(t.Silence, fencing.Boot, func(gap time.Duration) {
+		log.Warn("this process stood still", zap.Duration("for", gap))
+		p.side.Step(core.Gap{})
+	})
 	if err := p.listen(&undo); err != nil {
 		return nil, err
 	}
 	watch, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	gate := fencing.NewGate(t.Silence, fencing.Boot, func(gap time.Duration) {
-		log.Warn("this process stood still", zap.Duration("for", gap))
-		p.side.Step(core.Gap{})
-	})
-	p.watchers.Go(func() { gate.Watch(watch) })
+	p.watchers.Go(func() { p.gate.Watch(watch) })
 	p.watchers.Go(func() { p.watchDisks(watch) })
 	p.watchers.Go(func() { p.tell(watch) })
 	p.control.run()

@@ -58,7 +58,7 @@ func (r *roles) Log(kind, text string) error {
 
 // ColdStart boots the guest from this host's disks. The Start entry is the permission; local marks
 // only forbid.
-func (r *roles) ColdStart(a pact.Assignment) error {
+func (r *roles) ColdStart(a pact.Assignment, decided time.Duration) error {
 	p := (*process)(r)
 	m, err := p.store.Mark()
 	if err != nil {
@@ -89,7 +89,7 @@ func (r *roles) ColdStart(a pact.Assignment) error {
 	if err := p.machine.Boot(); err != nil {
 		return err
 	}
-	return p.begin(lockstep.Start{Assignment: a}, nil)
+	return p.begin(lockstep.Start{Assignment: a, Since: decided}, nil)
 }
 
 // Activate makes the replica's image run.
@@ -109,7 +109,7 @@ func (r *roles) Activate(a pact.Assignment, i *replica.Image) error {
 		kind = audit.Switchover
 	}
 	p.machine.AdvanceClock(fencing.Boot() - i.Arrived)
-	if err := p.begin(lockstep.Start{Assignment: a, Last: i.Epoch, Digest: i.Digest, Frames: i.Resend}, i); err != nil {
+	if err := p.begin(lockstep.Start{Assignment: a, Last: i.Epoch, Digest: i.Digest, Frames: i.Resend, Since: i.Decided}, i); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -145,6 +145,9 @@ func (p *process) begin(s lockstep.Start, i *replica.Image) error {
 	}
 	if applied.Term >= s.Assignment.Term {
 		e.Assigned(applied) // it may have gone on meanwhile
+	}
+	if e.Over() {
+		return nil // it has gone on, and somebody else runs the guest
 	}
 	if i != nil {
 		e.Announce()
@@ -234,7 +237,8 @@ func (h *host) Ended(o primary.Outcome, a pact.Assignment, why string) {
 	p := (*process)(h)
 	p.log.Info("the primary's side has ended", zap.Stringer("outcome", o), zap.Uint64("term", uint64(a.Term)), zap.String("why", why))
 	p.change(why)
-	if o == primary.Failed {
+	if o == primary.Failed || o == primary.Lost && a.Primary == p.cfg.Party {
+		// The replica's side knows of no other primary that would end this process.
 		go p.side.Step(core.Failed{Err: why})
 	}
 }

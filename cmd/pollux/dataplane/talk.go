@@ -32,6 +32,7 @@ func (p *process) daemonUp() {
 
 // take handles a message of the daemon's.
 func (p *process) take(m link.Message) {
+	p.gate.Beat() // after a standstill nothing is begun before it has been noticed
 	switch {
 	case m.Assignment != nil:
 		a := *m.Assignment
