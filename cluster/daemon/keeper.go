@@ -28,7 +28,8 @@ const (
 	forceAfter = 2 * time.Second
 	backoffMin = 200 * time.Millisecond
 	backoffMax = 30 * time.Second
-	// steady is how long a process must have lived for its end not to count as a failure to start.
+	// steady is how long a process must have lived for its end not to count as a failure to start. One that
+	// was part of a protected pair has shown that it can work, however soon it was struck.
 	steady = 20 * time.Second
 )
 
@@ -239,7 +240,7 @@ func (k *keeper) ended(p *process) {
 	bad := p.code != link.ExitDone && p.code != link.ExitReplaced && p.code != link.ExitDiscarded
 	switch {
 	case !known:
-	case lived >= steady:
+	case lived >= steady || p.wasProtected():
 		k.backoff, k.notUntil = 0, time.Time{}
 	case bad || wanted:
 		k.failed()

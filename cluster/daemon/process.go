@@ -48,7 +48,9 @@ type process struct {
 	proc   *os.Process // by a descriptor, so that a number that was given away does no harm
 	hello  *link.Hello
 	status *link.Status
-	conn   *link.Conn
+	// protected: it has been half of a protected pair
+	protected bool
+	conn      *link.Conn
 	// What it is to be told, each the newest of its kind.
 	assignment *pact.Assignment
 	peer       *link.Peer
@@ -357,6 +359,7 @@ func (p *process) talk(c net.Conn) {
 		case m.Status != nil:
 			p.mu.Lock()
 			p.status = m.Status
+			p.protected = p.protected || m.Status.Mode == string(pact.Protected)
 			p.mu.Unlock()
 			p.events(procSaid{p})
 		case m.Proposal != nil:
@@ -458,6 +461,13 @@ func (p *process) ready() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.hello != nil
+}
+
+// wasProtected reports that the process has been half of a protected pair.
+func (p *process) wasProtected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.protected
 }
 
 // said returns what the process last told of itself.
