@@ -139,6 +139,9 @@ type Start struct {
 	Marker pact.Term
 	// Frames are those that the epoch Last and earlier ones still held. They are sent again.
 	Frames []checkpoint.Frame
+	// Since is when the assignment was known to stand, on the clock of Config.Now; 0: now. A standstill
+	// from there on counts as one of the Engine's own.
+	Since time.Duration
 }
 
 // forgetter is what a machine that is not running yet can do about its record of written pages.
@@ -171,6 +174,9 @@ func (e *Engine) Begin(s Start) error {
 	now := e.cfg.Now()
 	e.begun, e.logging = true, resumable
 	e.lastPulse, e.lastEnd = now, now
+	if s.Since != 0 {
+		e.lastPulse = min(now, s.Since)
+	}
 	if s.Assignment.Mode == pact.Protected {
 		e.contact = now
 	}
@@ -334,6 +340,13 @@ func (e *Engine) end(a core.End) {
 	e.cancel()
 	close(e.ended)
 	e.cfg.Host.Ended(a.Outcome, a.Assignment, a.Why)
+}
+
+// Over reports that this process is not the primary any more, or is about to end being it.
+func (e *Engine) Over() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.over
 }
 
 // Ended is closed when the Engine's time as a primary is over and the machine has stopped.

@@ -12,10 +12,15 @@ func (c *Core) applied(a pact.Assignment) []Action {
 		return nil // a daemon that replays its log
 	}
 	raised := !c.have || a.Term > c.a.Term
+	// By its epoch an own promotion is told from a gift of the primary's, which may be of long ago.
+	promoted := c.ask != nil && c.fresh && a.Mode == pact.Solo && a.Primary == c.self && a.Base == c.ask.Epoch && a.Base > c.a.Base
 	c.a, c.have = a, true
 	c.heard = max(c.heard, a.Term)
 
 	var out []Action
+	if promoted {
+		c.frozen = false
+	}
 	if raised {
 		c.img.final = false
 		if c.ask != nil && c.ask.Term < a.Term {
