@@ -24,9 +24,6 @@ func (c *Core) applied(a pact.Assignment) []Action {
 	if raised {
 		c.img.final = false
 		if c.ask != nil && c.ask.Term < a.Term {
-			if c.fresh && a.Primary == c.self {
-				c.frozen = false
-			}
 			c.ask = nil // settled, one way or the other
 		}
 	}
