@@ -159,8 +159,11 @@ func (c *Core) appliedOther(raised bool) []Action {
 // comes through the own log.
 func (c *Core) answered(e Answered) []Action {
 	var out []Action
-	if !e.Unknown {
-		out = c.hear(e.Verdict.Assignment.Term)
+	// Where this process has the guest, a term that leaves it the guest stops nothing: the primary's side has
+	// asked for it, or is about to hear of it from the own log.
+	runs := c.state == Primary || c.state == Activating && c.begun
+	if v := e.Verdict.Assignment; !e.Unknown && !(runs && v.Runs() && v.Primary == c.self) {
+		out = c.hear(v.Term)
 		if c.state == Ended {
 			return out
 		}
