@@ -1,0 +1,160 @@
+package sim
+
+import (
+	"time"
+
+	replica "github.com/pollux-ha/pollux/replica/core"
+)
+
+// session is a replica's end of a stream: replica/session.go.
+type session struct {
+	s        *side
+	id       replica.Conn
+	end      *end
+	hello    *hello
+	accepted bool
+	over     bool
+	waiting  *sent // for its Ack or Drop
+	expect   digest
+	first    bool // the next epoch begins the chain
+	wrote    time.Duration
+}
+
+func (x *session) take(m any) {
+	if x.over {
+		return
+	}
+	if x.accepted {
+		x.s.silence.Heard(x.s.w.now)
+	}
+	switch m := m.(type) {
+	case hello:
+		x.hello = &m
+		x.s.step(replica.Opened{Conn: x.id, Host: m.primary.Host, Term: m.term, Primary: m.primary, Replica: m.replica, Resume: m.resume})
+	case sent:
+		x.epoch(m)
+	case beat:
+		x.heard(replica.HeardTerm{Term: m.term})
+	case higherTerm:
+		x.heard(replica.HeardTerm{Term: m.term})
+	case goodbye:
+		x.lost("the primary says goodbye", true)
+	}
+}
+
+func (x *session) heard(h replica.HeardTerm) {
+	if h.Term > x.hello.term {
+		x.s.step(h)
+	}
+}
+
+func (x *session) epoch(m sent) {
+	if !x.first && m.before != x.expect {
+		x.lost("the chain is broken", true)
+		return
+	}
+	x.waiting = &m
+	x.end.busy = true
+	x.s.step(replica.Staged{Conn: x.id, Epoch: m.number, Term: m.term, Syncing: m.syncing, Final: m.final})
+}
+
+// decided takes the state machine's word on this session.
+func (x *session) decided(a replica.Action) {
+	s := x.s
+	switch a := a.(type) {
+	case replica.Refuse:
+		if a.Term != 0 {
+			x.end.send(higherTerm{a.Term})
+		}
+		w := welcome{refused: a.Why}
+		if a.Blank {
+			w.refused = ""
+		}
+		x.end.send(w)
+		x.end.close()
+		s.p.after(0, func() { x.lost("refused", true) })
+	case replica.Prepare:
+		s.p.after(s.w.diskDelay(), func() {
+			s.whenIdle(func() {
+				e := replica.Prepared{Conn: x.id}
+				if x.over {
+					e.Err = "the stream is not wanted any more"
+				} else {
+					s.p.host.disk.state, s.p.host.disk.holds = "inconsistent", nil
+					s.image = image{}
+				}
+				s.step(e)
+			})
+		})
+	case replica.Welcome:
+		s.whenIdle(func() {
+			if x.over {
+				return
+			}
+			if a.Last != s.image.epoch {
+				x.lost("the image is not at the epoch that was acknowledged", false)
+				return
+			}
+			x.expect, x.first, x.accepted = s.image.sum, a.Last == 0, true
+			s.silence.Heard(s.w.now)
+			x.end.send(welcome{last: a.Last, sum: s.image.sum})
+			x.wrote = s.w.now
+			x.beat()
+		})
+	case replica.Ack:
+		m := *x.waiting
+		x.waiting = nil
+		x.first, x.expect = false, m.sum
+		x.end.send(ack{m.number, m.sum})
+		x.wrote = s.w.now
+		s.image.advance(m)
+		if d := &s.p.host.disk; !m.syncing {
+			d.holds = m.state
+			if d.state == "inconsistent" {
+				d.state = "outdated"
+			}
+		}
+		s.w.checks.acknowledged(s.p, m)
+		x.free()
+	case replica.Drop:
+		x.waiting = nil
+		x.free()
+	}
+}
+
+// free goes on reading.
+func (x *session) free() {
+	x.s.p.after(0, func() {
+		x.end.busy = false
+		x.end.pump()
+	})
+}
+
+func (x *session) beat() {
+	if x.over {
+		return
+	}
+	if x.s.w.now-x.wrote >= heartbeat {
+		x.wrote = x.s.w.now
+		x.end.send(beat{x.hello.term})
+	}
+	x.s.p.after(heartbeat, x.beat)
+}
+
+func (x *session) gone(err error) { x.lost(err.Error(), false) }
+
+// abort ends it from this side.
+func (x *session) abort() {
+	x.end.close()
+	x.s.p.after(x.s.w.small(), func() { x.lost("closed here", false) })
+}
+
+func (x *session) lost(why string, alive bool) {
+	if x.over {
+		return
+	}
+	x.over = true
+	x.end.close()
+	delete(x.s.sessions, x.id)
+	x.s.step(replica.Lost{Conn: x.id, Why: why, Alive: alive})
+}
