@@ -23,7 +23,7 @@ func program(t *testing.T) string {
 		t.Skip("needs root: namespaces, bridges and taps")
 	}
 	if err := demo.Preflight(); err != nil {
-		t.Skip(err)
+		t.Skipf("needs /dev/kvm, network namespaces and redis-tools: %v", err)
 	}
 	path, err := filepath.Abs("../../bin/pollux")
 	if err != nil {
