@@ -95,7 +95,13 @@ func Open(o Options) (*List, error) {
 	c.Delegate, c.Events = l, l
 	c.DeadNodeReclaimTime = 10 * time.Second // a member may come back with another address
 	c.Logger = log.New(&zapWriter{o.Log.Named("gossip")}, "", 0)
-	l.list, err = memberlist.Create(c)
+	t, err := newTransport(&memberlist.NetTransportConfig{BindAddrs: []string{host}, BindPort: port, Logger: c.Logger})
+	if err == nil {
+		c.Transport = t
+		if l.list, err = memberlist.Create(c); err != nil {
+			err = errors.Join(err, t.Shutdown())
+		}
+	}
 	if errors.Is(err, syscall.EADDRINUSE) || err != nil && strings.Contains(err.Error(), "address already in use") {
 		return nil, fmt.Errorf("gossip_address %s is in use: another Pollux daemon runs here, or another program has the port", o.Address)
 	}

@@ -78,3 +78,23 @@ func TestAddressInUse(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Strangers who connect and say nothing keep no member out.
+func TestStrangersStopNothing(t *testing.T) {
+	key := bytes.Repeat([]byte{7}, 32)
+	events := make(chan Member, 100)
+	a, b := open(t, "a", key, func(m Member) { events <- m }), open(t, "b", key, nil)
+	defer a.Close()
+	defer b.Close()
+	for range 3 * roomMax {
+		c, err := net.Dial("tcp", a.o.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	if err := b.Join([]string{a.o.Address}); err != nil {
+		t.Error(err)
+	}
+	wait(t, events, "b", Alive)
+}
