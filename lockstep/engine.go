@@ -326,9 +326,9 @@ func (e *Engine) end(a core.End) {
 	if s != nil {
 		switch a.Outcome {
 		case core.Lost:
-			s.farewell(&checkpoint.HigherTerm{Term: a.Assignment.Term})
+			e.farewell(s, &checkpoint.HigherTerm{Term: a.Assignment.Term})
 		case core.Exchanged, core.Stopped:
-			s.farewell(&checkpoint.Goodbye{Reason: a.Outcome.String()})
+			e.farewell(s, &checkpoint.Goodbye{Reason: a.Outcome.String()})
 		default:
 			s.close()
 		}

@@ -207,6 +207,52 @@ func TestSwitchover(t *testing.T) {
 	})
 }
 
+// TestReceivedInStay follows frames that arrive after the final epoch, up to the exchange.
+func TestReceivedInStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 0)
+		b.protect()
+		arrive := func(frame string) {
+			b.m.lock.Lock()
+			defer b.m.lock.Unlock()
+			b.m.receive(0, []byte(frame))
+		}
+		b.h.setSilent(true)
+		b.e.Switchover()
+		b.until("the final epoch", func() bool {
+			b.m.lock.Lock()
+			defer b.m.lock.Unlock()
+			return b.m.staying
+		})
+		arrive("asked for after the final epoch")
+		synctest.Wait()
+		b.r.get(func() {
+			if !slices.Equal(b.r.recv, []string{"asked for after the final epoch"}) {
+				t.Errorf("forwarded: %q", b.r.recv)
+			}
+		})
+		// What is queued when the exchange is decided is sent before the stream is closed.
+		b.e.mu.Lock()
+		b.e.run.received = append(b.e.run.received, checkpoint.Frame{Epoch: b.e.core.Captured() + 1, Data: []byte("late")})
+		b.e.mu.Unlock()
+		b.h.setSilent(false)
+		b.until("ended", func() bool { return len(b.h.ended) == 1 })
+		final := b.status().EpochCaptured
+		b.r.get(func() {
+			if b.r.goodbye == "" || b.r.last != final || !slices.Equal(b.r.recv, []string{"asked for after the final epoch", "late"}) {
+				t.Errorf("forwarded: %q, goodbye %q, at epoch %d", b.r.recv, b.r.goodbye, b.r.last)
+			}
+			for i, e := range b.r.recvEpochs {
+				if e <= final {
+					t.Errorf("frame %d is of epoch %d, the final one is %d", i, e, final)
+				}
+			}
+		})
+		b.same()
+		b.close()
+	})
+}
+
 func TestSwitchoverGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 0)

@@ -321,28 +321,29 @@ type fakeReplica struct {
 	ram   *memory.RAM
 	disks []*fakeDisk
 
-	mu      sync.Mutex
-	safe    map[string]bool // frames of acknowledged epochs
-	conn    net.Conn
-	w       *checkpoint.Writer
-	last    pact.Epoch
-	sum     checkpoint.Digest
-	whole   bool
-	state   string
-	frames  []checkpoint.Frame
-	recv    []string
-	flags   checkpoint.Flags
-	keep    bool // acknowledge nothing
-	kept    []*checkpoint.Ack
-	mute    bool // no heartbeats
-	epochs  int
-	pages   int
-	fills   int
-	resumes int
-	refuse  string
-	goodbye string
-	higher  pact.Term
-	gone    bool
+	mu         sync.Mutex
+	safe       map[string]bool // frames of acknowledged epochs
+	conn       net.Conn
+	w          *checkpoint.Writer
+	last       pact.Epoch
+	sum        checkpoint.Digest
+	whole      bool
+	state      string
+	frames     []checkpoint.Frame
+	recv       []string
+	recvEpochs []pact.Epoch
+	flags      checkpoint.Flags
+	keep       bool // acknowledge nothing
+	kept       []*checkpoint.Ack
+	mute       bool // no heartbeats
+	epochs     int
+	pages      int
+	fills      int
+	resumes    int
+	refuse     string
+	goodbye    string
+	higher     pact.Term
+	gone       bool
 }
 
 func newFakeReplica(t testing.TB, pages int, disks ...*fakeDisk) *fakeReplica {
@@ -459,6 +460,7 @@ func (r *fakeReplica) serve(conn net.Conn) {
 		case *checkpoint.Received:
 			for _, f := range m.Frames {
 				r.recv = append(r.recv, string(f.Data))
+				r.recvEpochs = append(r.recvEpochs, f.Epoch)
 			}
 		case *checkpoint.Goodbye:
 			r.goodbye = m.Reason

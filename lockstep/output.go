@@ -82,7 +82,7 @@ func (e *Engine) noteDurable(d pact.Epoch) {
 const receivedLimit = 1 << 20
 
 // received takes a frame that the guest's card got from the wire: the one place that all of them
-// pass, in order. The device lock is held.
+// pass, in order, also while the guest stands still. The device lock is held.
 func (e *Engine) received(nic int, frame []byte) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -90,9 +90,22 @@ func (e *Engine) received(nic int, frame []byte) {
 	if s == nil || !s.up || !e.core.Gated() || e.run.recvBytes+len(frame) > receivedLimit || len(frame) > checkpoint.MaxFrameBytes {
 		return
 	}
+	epoch := e.core.Captured() + 1
+	if e.staying {
+		// The guest gets it when it goes on, and it may be captured once more before that. Where it is
+		// not, a takeover may give it the frame twice, as a network may.
+		epoch++
+	}
 	e.run.received = append(e.run.received, checkpoint.Frame{
-		Epoch: e.core.Captured() + 1, NIC: uint8(nic), Data: append([]byte(nil), frame...),
+		Epoch: epoch, NIC: uint8(nic), Data: append([]byte(nil), frame...),
 	})
 	e.run.recvBytes += len(frame)
 	s.poke()
+}
+
+// takeReceived returns what waits to be forwarded. e.mu is held.
+func (e *Engine) takeReceived() []checkpoint.Frame {
+	frames := e.run.received
+	e.run.received, e.run.recvBytes = nil, 0
+	return frames
 }

@@ -49,6 +49,8 @@ type stream struct {
 	lastAck   time.Duration
 	why       string // it failed
 
+	sending sync.Mutex // held from taking something to send until it is sent; before the Engine's
+
 	wake   chan struct{} // capacity 1: the sender has something to do
 	closed chan struct{}
 	once   sync.Once
@@ -78,10 +80,18 @@ func (s *stream) fail(err error) {
 	s.close()
 }
 
-// farewell says a last word and closes.
-func (s *stream) farewell(m checkpoint.Message) {
-	_ = s.conn.SetWriteDeadline(time.Now().Add(farewellLimit))
-	_ = s.w.Write(m) // to whom it may concern
+// farewell sends what is left for the replica, says a last word and closes.
+func (e *Engine) farewell(s *stream, m checkpoint.Message) {
+	_ = s.conn.SetWriteDeadline(time.Now().Add(farewellLimit)) // for the sender's write under way as well
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	e.mu.Lock()
+	frames := e.takeReceived()
+	e.mu.Unlock()
+	if len(frames) > 0 {
+		_ = s.w.Write(&checkpoint.Received{Frames: frames}) // to whom it may concern, as the other
+	}
+	_ = s.w.Write(m)
 	s.close()
 }
 
@@ -466,13 +476,14 @@ func (e *Engine) send(s *stream, encoder *checkpoint.Encoder) {
 
 // sendSome sends what is due and reports whether there may be more.
 func (e *Engine) sendSome(s *stream, encoder *checkpoint.Encoder) bool {
+	s.sending.Lock()
+	defer s.sending.Unlock()
 	e.mu.Lock()
 	if !s.up {
 		e.mu.Unlock()
 		return false
 	}
-	received := e.run.received
-	e.run.received, e.run.recvBytes = nil, 0
+	received := e.takeReceived()
 	var ep *epoch
 	for _, i := range e.inflight {
 		if i.Number > s.sentUpTo {

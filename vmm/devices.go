@@ -82,17 +82,23 @@ func (m *Machine) activate() error {
 			}
 		}
 	}
-	m.io.hold(false)
 	return nil
 }
 
 // suspend keeps the devices from touching anything. The device lock is held.
 func (m *Machine) suspend() {
-	m.io.hold(true)
 	for _, d := range m.devices.all {
 		if s, ok := d.(platform.Suspender); ok {
 			s.Suspend()
 		}
+	}
+}
+
+// park lets the NICs of suspended devices keep what arrives for a guest that will go on. The device lock
+// is held.
+func (m *Machine) park() {
+	for _, n := range m.devices.nets {
+		n.Park()
 	}
 }
 
@@ -135,7 +141,8 @@ func (m *Machine) Inject(nic int, frame []byte) {
 	m.devices.nets[nic].Inject(frame)
 }
 
-// OnReceive sets who hears of received frames, with the device lock held; nil for nobody.
+// OnReceive sets who hears of received frames, with the device lock held; nil for nobody. In a stay
+// frames are received as well: the guest gets them when it goes on.
 func (m *Machine) OnReceive(fn func(nic int, frame []byte)) {
 	m.Lock()
 	defer m.Unlock()

@@ -156,6 +156,11 @@ func (m *Machine) pauseHere() {
 	switch {
 	case !goOn && !wasStaying:
 		m.suspend()
+		g.Lock()
+		if g.started { // not stopped by OnPause itself
+			m.park()
+		}
+		g.Unlock()
 	case goOn && wasStaying:
 		m.activateOrCrash()
 	}

@@ -11,16 +11,15 @@ import (
 )
 
 // ioLoop is the thread that waits for the guest's notifications and for taps. Everything in it is
-// guarded by the device lock.
+// guarded by the device lock. It goes on while the devices are suspended: a notification means nothing
+// to them then, and their activation looks at every queue.
 type ioLoop struct {
 	lock       sync.Locker
 	epoll      int
 	wake       int // an eventfd
 	registered map[int32]*registration
 	last       int32
-	held       bool // callbacks wait: the devices are suspended
 	closing    bool
-	change     *sync.Cond // of held and closing
 	running    bool
 	done       chan struct{}
 }
@@ -37,8 +36,7 @@ type registration struct {
 }
 
 func newIOLoop(lock sync.Locker) (*ioLoop, error) {
-	l := &ioLoop{lock: lock, registered: make(map[int32]*registration), held: true,
-		change: sync.NewCond(lock), done: make(chan struct{})}
+	l := &ioLoop{lock: lock, registered: make(map[int32]*registration), done: make(chan struct{})}
 	var err error
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("make an epoll instance: %w", err)
@@ -81,12 +79,6 @@ func (r *registration) Close() error {
 	return err
 }
 
-// hold keeps callbacks from running, or lets them run again.
-func (l *ioLoop) hold(on bool) {
-	l.held = on
-	l.change.Broadcast()
-}
-
 func (l *ioLoop) start(log *zap.Logger) {
 	l.running = true
 	go l.run(log)
@@ -115,9 +107,6 @@ func (l *ioLoop) run(log *zap.Logger) {
 func (l *ioLoop) serve(token int32) bool {
 	l.lock.Lock()
 	defer l.lock.Unlock()
-	for l.held && !l.closing {
-		l.change.Wait()
-	}
 	if l.closing {
 		return false
 	}
@@ -142,7 +131,6 @@ func (l *ioLoop) stop() {
 	}
 	l.lock.Lock()
 	l.closing = true
-	l.change.Broadcast()
 	l.lock.Unlock()
 	_, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can only be full, which wakes too
 	<-l.done

@@ -32,6 +32,10 @@ const (
 	frameMax     = 65535
 	receiveBatch = 64   // frames for one round of the I/O thread
 	staleMax     = 4096 // frames dropped on activation; taps queue 500 to 1,000
+
+	// What a NIC keeps of what arrives while the guest stands still; the rest waits in the tap.
+	parkedFrames = 512
+	parkedBytes  = 1 << 20
 )
 
 // NetConfig describes a NIC.
@@ -45,7 +49,7 @@ type NetConfig struct {
 
 // Net is a virtio NIC on a tap. It reads the tap only while it is active, its driver is ready and
 // there are buffers to receive into: otherwise frames wait in the tap, whose queue drops the excess
-// like a NIC would.
+// like a NIC would. Parked, it takes frames without touching the guest, and gives them to it later.
 type Net struct {
 	device
 	index     int
@@ -62,6 +66,10 @@ type Net struct {
 	chain   chain
 	rx      []byte // header and frame
 	tx      []byte
+
+	parking bool     // the guest stands still and will go on
+	parked  [][]byte // frames that it has not been given yet, oldest first
+	bytes   int      // of parked
 }
 
 // NewNet makes a NIC and puts it on the bus. It begins suspended. The device lock is held.
@@ -93,12 +101,26 @@ func (n *Net) Close() error {
 	return n.setPolling(false)
 }
 
-// OnReceive sets the observer of the frames that the guest receives from the tap; nil for none. It
-// runs with the device lock held, after the frame is in guest memory, and must not keep the slice.
+// OnReceive sets the observer of the frames that are taken from the tap for the guest; nil for none.
+// It runs with the device lock held, after the frame is in guest memory or has been parked, and must
+// not keep the slice.
 func (n *Net) OnReceive(fn func(frame []byte)) { n.onReceive = fn }
 
+// Park makes a suspended NIC take frames from the tap all the same, up to a bound, and keep them for
+// the guest. Nothing of the guest's is touched. The next activation gives it the frames, and drops
+// none that still wait in the tap; Suspend and a restore forget them. The device lock is held.
+func (n *Net) Park() {
+	if n.active {
+		return
+	}
+	n.parking = true
+	if n.setPolling(n.wantsFrames()) != nil {
+		n.parking = false // the activation finds it out as well
+	}
+}
+
 // SetActive begins or ends the NIC's work; Activate and Suspend do the same. Frames that came while
-// it was not active are stale and dropped.
+// it was neither active nor parked are stale and dropped.
 func (n *Net) SetActive(on bool) error {
 	if on {
 		return n.Activate()
@@ -162,6 +184,7 @@ func (n *Net) start() {
 func (n *Net) kick(i int) {
 	if i == netRX {
 		n.starved = false
+		n.deliverParked()
 		n.updatePolling()
 		return
 	}
@@ -171,6 +194,7 @@ func (n *Net) kick(i int) {
 
 func (n *Net) reset() {
 	n.starved = false
+	n.forgetParked()
 	n.updatePolling()
 }
 
@@ -179,11 +203,19 @@ func (n *Net) activate() error {
 		n.failed = false // another host, another tap
 		n.configChanged()
 	}
-	n.drainStale()
+	if n.parking {
+		n.parking = false // what is parked goes first, when the queue is looked at
+	} else {
+		n.drainStale()
+	}
 	return n.setPolling(n.wantsFrames())
 }
 
-func (n *Net) suspend() { n.updatePolling() }
+func (n *Net) suspend() {
+	n.parking = false
+	n.forgetParked()
+	n.updatePolling()
+}
 
 // transmit takes a chain of the transmit queue. Frames that can't be Ethernet are dropped.
 func (n *Net) transmit(c *chain) uint32 {
@@ -199,6 +231,10 @@ func (n *Net) transmit(c *chain) uint32 {
 }
 
 func (n *Net) wantsFrames() bool {
+	if n.parking {
+		return n.status&(statusDriverOK|statusNeedsReset) == statusDriverOK && n.queues[netRX].enabled && !n.failed &&
+			len(n.parked) < parkedFrames && n.bytes+frameMax <= parkedBytes
+	}
 	return n.running() && n.queues[netRX].enabled && !n.starved && !n.failed
 }
 
@@ -259,6 +295,10 @@ func (n *Net) drainStale() {
 
 // receive runs on the I/O thread while the tap has frames.
 func (n *Net) receive() {
+	if n.parking {
+		n.park()
+		return
+	}
 	if !n.wantsFrames() {
 		n.updatePolling()
 		return
@@ -266,15 +306,8 @@ func (n *Net) receive() {
 	q := &n.queues[netRX]
 	var err error
 	for range receiveBatch {
-		var free uint16
-		if free, err = q.available(); err == nil && free == 0 {
-			var more bool
-			if more, err = q.arm(); err == nil && !more {
-				n.starved = true
-				break
-			}
-		}
-		if err != nil {
+		var room bool
+		if room, err = n.room(q); err != nil || !room {
 			break
 		}
 		m, rerr := n.readTap()
@@ -302,6 +335,75 @@ func (n *Net) receive() {
 	}
 	n.updatePolling()
 }
+
+// room says whether there is a buffer to receive into.
+func (n *Net) room(q *queue) (bool, error) {
+	free, err := q.available()
+	if err != nil || free > 0 {
+		return err == nil, err
+	}
+	more, err := q.arm()
+	n.starved = err == nil && !more
+	return more, err
+}
+
+// park takes frames from the tap for a guest that stands still.
+func (n *Net) park() {
+	for range receiveBatch {
+		if !n.wantsFrames() {
+			break
+		}
+		m, err := n.readTap()
+		if err != nil {
+			n.parking = false // the activation finds it out as well
+			break
+		}
+		if m == 0 {
+			break
+		}
+		if m < frameMin {
+			continue
+		}
+		frame := append([]byte(nil), n.rx[netHeaderSize:netHeaderSize+m]...)
+		n.parked = append(n.parked, frame)
+		n.bytes += m
+		if n.onReceive != nil {
+			n.onReceive(frame)
+		}
+	}
+	if !n.wantsFrames() {
+		_ = n.setPolling(false) // it can only have been taken off already
+	}
+}
+
+// deliverParked gives the guest what it has buffers for. The rest goes before all that is in the tap.
+func (n *Net) deliverParked() {
+	if len(n.parked) == 0 {
+		return
+	}
+	q := &n.queues[netRX]
+	for len(n.parked) > 0 {
+		room, err := n.room(q)
+		if err == nil && room {
+			m := copy(n.rx[netHeaderSize:], n.parked[0])
+			_, err = n.deliver(q, m)
+		}
+		if err != nil {
+			n.forgetParked()
+			n.publish(netRX)
+			n.needsReset()
+			return
+		}
+		if !room {
+			break
+		}
+		n.bytes -= len(n.parked[0])
+		n.parked[0], n.parked = nil, n.parked[1:]
+	}
+	n.publish(netRX)
+}
+
+func (n *Net) forgetParked() { n.parked, n.bytes = nil, 0 }
 
 // deliver puts the frame of m bytes that is in the receive buffer into the guest. A frame too long
 // for the driver's buffer is dropped and the buffer kept.
@@ -344,6 +446,8 @@ func (n *Net) load(r *codec.Reader, _ []queue) (apply func()) {
 	}
 	return func() {
 		n.linkUp, n.failed = linkUp, failed
-		n.starved = false
+		n.starved, n.parking = false, false
+		n.forgetParked()
+		_ = n.setPolling(false) // a restored NIC is suspended
 	}
 }

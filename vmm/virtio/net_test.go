@@ -160,6 +160,134 @@ func TestReceiveOnlyWhenActive(t *testing.T) {
 	})
 }
 
+// stay makes the NIC's guest stand still; Activate ends it.
+func (r *rig) stay() {
+	r.Do(func() {
+		r.net.Suspend()
+		r.net.Park()
+	})
+}
+
+func TestPark(t *testing.T) {
+	r := newRig(t)
+	r.activate(t)
+	d := nic(t, r, virtiotest.EventIdx)
+	q := d.Queues[netRX]
+	var seen [][]byte
+	r.Do(func() { r.net.OnReceive(func(p []byte) { seen = append(seen, bytes.Clone(p)) }) })
+	bufs := addRX(d, 3, 2048)
+	q.Kick()
+	r.stay()
+	ram := bytes.Clone(r.RAM().Bytes())
+	var state []byte
+	r.Do(func() { state = r.net.SaveState(nil) })
+	for i := range 4 {
+		r.send(t, frame(i))
+	}
+	r.send(t, frame(9)[:5])
+	r.RunPolls()
+	if len(seen) != 4 {
+		t.Fatalf("%d frames observed in a stay", len(seen))
+	}
+	r.Do(func() {
+		if !bytes.Equal(ram, r.RAM().Bytes()) || !bytes.Equal(state, r.net.SaveState(nil)) {
+			t.Error("a frame has left its mark in the guest in a stay")
+		}
+	})
+	if len(q.Take()) != 0 {
+		t.Fatal("the guest received in a stay")
+	}
+	r.send(t, frame(4)) // still in the tap when the guest goes on
+	r.activate(t)
+	r.RunPolls()
+	used := q.Take()
+	if len(used) != 3 || len(seen) != 4 {
+		t.Fatalf("%d buffers used, %d frames observed", len(used), len(seen))
+	}
+	// What the guest had no buffers for comes before what is in the tap.
+	bufs = append(bufs, addRX(d, 3, 2048)...)
+	q.Kick()
+	r.RunPolls()
+	used = append(used, q.Take()...)
+	if len(used) != 5 || len(seen) != 5 {
+		t.Fatalf("%d buffers used, %d frames observed", len(used), len(seen))
+	}
+	for i, u := range used {
+		if got := d.Get(bufs[i]+netHeaderSize, uint64(u.Len-netHeaderSize)); !bytes.Equal(got, frame(i)) || !bytes.Equal(seen[i], frame(i)) {
+			t.Errorf("frame %d is %q, observed as %q", i, got, seen[i])
+		}
+	}
+}
+
+func TestParkBounds(t *testing.T) {
+	for _, c := range []struct{ size, most int }{{60, parkedFrames}, {9000, parkedBytes / 9000}} {
+		r := newRig(t)
+		r.activate(t)
+		d := nic(t, r, 0)
+		addRX(d, 1, 2048)
+		d.Queues[netRX].Kick()
+		n := 0
+		r.Do(func() { r.net.OnReceive(func([]byte) { n++ }) })
+		r.stay()
+		p := append(frame(0), make([]byte, c.size)...)[:c.size]
+		for range c.most + 100 {
+			r.send(t, p)
+			r.RunPolls()
+			if !r.Polling() {
+				break
+			}
+		}
+		if r.Polling() || n > c.most || n < c.most-10 {
+			t.Errorf("%d frames of %d bytes were taken, polling %v", n, c.size, r.Polling())
+		}
+		r.Do(r.net.Suspend)
+	}
+}
+
+func TestParkedFramesAreForgotten(t *testing.T) {
+	for name, end := range map[string]func(*rig){
+		"suspended": func(r *rig) { r.Do(r.net.Suspend) },
+		"restored": func(r *rig) {
+			r.Do(func() {
+				if err := r.net.RestoreState(1, r.net.SaveState(nil)); err != nil {
+					t.Error(err)
+				}
+			})
+		},
+	} {
+		r := newRig(t)
+		r.activate(t)
+		d := nic(t, r, 0)
+		addRX(d, 4, 2048)
+		d.Queues[netRX].Kick()
+		r.stay()
+		r.send(t, frame(1))
+		r.RunPolls()
+		end(r)
+		if r.Polling() {
+			t.Errorf("%s: the tap is still read", name)
+		}
+		r.send(t, frame(2)) // stale by the time of the activation
+		r.activate(t)
+		r.RunPolls()
+		if n := len(d.Queues[netRX].Take()); n != 0 {
+			t.Errorf("%s: %d old frames were received", name, n)
+		}
+		r.send(t, frame(3))
+		r.RunPolls()
+		if n := len(d.Queues[netRX].Take()); n != 1 {
+			t.Errorf("%s: %d frames were received afterwards", name, n)
+		}
+	}
+	// A NIC whose driver is not ready has nothing to keep.
+	r := newRig(t)
+	r.activate(t)
+	r.stay()
+	if r.Polling() {
+		t.Error("the tap of a NIC without a driver is read in a stay")
+	}
+}
+
 func TestFramesFromBeforeTheDriver(t *testing.T) {
 	r := newRig(t)
 	r.activate(t)
