@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
@@ -31,6 +32,8 @@ func (c *Core) applied(a pact.Assignment) []Action {
 		out = append(out, Outdated{Term: a.CurrentDisk.Term})
 	}
 	switch {
+	case c.blocksStart():
+		return append(out, c.end(EndDiscarded, fmt.Sprintf("the primary of term %d is gone, and only this process's end lets its host say that its disk bears no marker", a.Term))...)
 	case a.Mode == pact.Stopped:
 		return append(out, c.appliedStopped()...)
 	case a.Primary == c.self:
@@ -39,6 +42,13 @@ func (c *Core) applied(a pact.Assignment) []Action {
 		return append(out, c.appliedReplica(raised)...)
 	}
 	return append(out, c.appliedOther(raised)...)
+}
+
+// blocksStart says that nobody is left who could go on, and that a cold start waits for a word on a tenure
+// of this very process, which came and went before it ran. Its host has none for it while it lives.
+func (c *Core) blocksStart() bool {
+	return c.a.Mode == pact.Solo && c.a.Primary != c.self && c.a.IsGone(c.a.Primary) &&
+		slices.ContainsFunc(c.a.Unproven, func(u pact.Claim) bool { return u.Party == c.self })
 }
 
 func (c *Core) appliedStopped() []Action {

@@ -165,6 +165,12 @@ func assignment(args map[string]string, num func(string) uint64) pact.Assignment
 		n, _ := strconv.ParseUint(term, 10, 64)
 		a.CurrentDisk = pact.DiskCopy{Host: host, Term: pact.Term(n)}
 	}
+	if p, ok := args["gone"]; ok {
+		a.Gone = []pact.Party{party(p)}
+	}
+	if p, ok := args["unproven"]; ok {
+		a.Unproven = []pact.Claim{{Party: party(p), Term: 1}}
+	}
 	return a
 }
 
