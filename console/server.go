@@ -219,7 +219,7 @@ func (s *Server) start(r *http.Request) (any, error) {
 		return nil, err
 	}
 	name := r.PathValue("name")
-	o := daemon.StartOptions{Host: q.Host, Loss: q.AcceptLoss, HostsOff: q.HostsOff, Operator: q.Operator}
+	o := daemon.StartOptions{Host: q.Host, Loss: q.AcceptLoss, HostsOff: q.HostsOff, Inconsistent: q.AcceptInconsistent, Operator: q.Operator}
 	if q.AcceptLoss != "" && o.Host == "" {
 		o.Host = s.d.Name()
 	}

@@ -154,6 +154,8 @@ type StartRequest struct {
 	// AcceptLoss orders a start from a disk copy that is not known to be current. It says in the
 	// operator's words what loss is accepted, goes into the event log, and needs Confirm.
 	AcceptLoss string `json:"accept_loss,omitempty"`
+	// AcceptInconsistent extends AcceptLoss to a copy whose blocks are of different moments.
+	AcceptInconsistent bool `json:"accept_inconsistent,omitempty"`
 	// HostsOff are hosts of which the operator gives his word, or a fence agent has confirmed, that
 	// they are powered off. Recorded; needed where such a host might still run the guest.
 	HostsOff []string `json:"hosts_off,omitempty"`

@@ -123,7 +123,9 @@ type StartOptions struct {
 	Host     string
 	Loss     string
 	HostsOff []string
-	Operator string
+	// Inconsistent extends Loss to a copy whose blocks are of different moments.
+	Inconsistent bool
+	Operator     string
 }
 
 // CheckStart says why an order to start makes no sense.
@@ -159,7 +161,7 @@ func (d *Daemon) Start(ctx context.Context, name string, o StartOptions) error {
 	}
 	detail := map[string]any{}
 	if o.Loss != "" {
-		detail = map[string]any{"accepted_loss": o.Loss, "host": o.Host, "hosts_off": o.HostsOff}
+		detail = map[string]any{"accepted_loss": o.Loss, "host": o.Host, "hosts_off": o.HostsOff, "inconsistent": o.Inconsistent}
 	}
 	if err := d.operate(ctx, o.Operator, name, "start", detail); err != nil {
 		return err
@@ -176,7 +178,7 @@ func (d *Daemon) Start(ctx context.Context, name string, o StartOptions) error {
 	if o.Loss == "" {
 		return nil
 	}
-	if err := d.tellHost(ctx, o.Host, order{Kind: "start", Guest: name, Loss: o.Loss, Operator: orOperator(o.Operator), Index: v.Index}); err != nil {
+	if err := d.tellHost(ctx, o.Host, order{Kind: "start", Guest: name, Loss: o.Loss, Inconsistent: o.Inconsistent, Operator: orOperator(o.Operator), Index: v.Index}); err != nil {
 		return fmt.Errorf("give the order to %s: %w", o.Host, err)
 	}
 	return nil

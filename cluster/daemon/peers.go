@@ -201,6 +201,7 @@ type order struct {
 	Kind         string  `json:"kind"` // "start", "stop", "switchover"
 	Guest        string  `json:"guest"`
 	Loss         string  `json:"loss,omitempty"`
+	Inconsistent bool    `json:"inconsistent,omitempty"`
 	Force        bool    `json:"force,omitempty"`
 	AfterSeconds float64 `json:"after_seconds,omitempty"`
 	Operator     string  `json:"operator,omitempty"`
@@ -231,7 +232,7 @@ func (d *Daemon) obey(ctx context.Context, o order) error {
 	k := d.keeper(o.Guest)
 	switch o.Kind {
 	case "start":
-		k.tell(orderStart{startOrder{loss: o.Loss, operator: o.Operator}})
+		k.tell(orderStart{startOrder{loss: o.Loss, operator: o.Operator, inconsistent: o.Inconsistent}})
 	case "stop":
 		k.tell(orderStop{force: o.Force, after: time.Duration(o.AfterSeconds * float64(time.Second)), operator: o.Operator})
 	case "switchover":

@@ -35,6 +35,7 @@ type diskView struct {
 // startOrder is an operator's order to start from this host's disks, whatever is known of them.
 type startOrder struct {
 	loss, operator string
+	inconsistent   bool // even if their blocks are of different moments
 }
 
 // plan is what this host should do about the guest now. What is not in it is left as it is.
@@ -137,6 +138,11 @@ func (v view) idle(p *plan, allGone bool) {
 		return
 	}
 	why := v.entitled()
+	if v.order != nil && v.disk.state == "inconsistent" && !v.order.inconsistent {
+		p.blocked = why + ": its blocks are of different moments. Restore a backup, or order the start with --accept-inconsistent as well"
+		others(func(o procView) bool { return true })
+		return
+	}
 	if why != "" && v.order == nil {
 		p.blocked = why
 		// Whoever starts it will want a replica: a process without an image may stay for that.

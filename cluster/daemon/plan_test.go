@@ -86,7 +86,11 @@ func TestDecide(t *testing.T) {
 		{"the disk was replaced", func(a *pact.Assignment) { solo(a); a.Mode = pact.Stopped }, view{host: "a"}, "blocked"},
 		{"the disk is outdated", func(a *pact.Assignment) { solo(a); a.Mode = pact.Stopped }, view{host: "a", disk: diskView{"outdated", 3}}, "blocked"},
 		{"by order", func(a *pact.Assignment) { solo(a); a.Mode = pact.Stopped },
-			view{host: "b", disk: diskView{"inconsistent", 1}, procs: cold(b1, true), order: &startOrder{loss: "all", operator: "op"}}, "start b1 marker 1 all"},
+			view{host: "b", disk: diskView{"inconsistent", 1}, procs: cold(b1, true), order: &startOrder{loss: "all", operator: "op", inconsistent: true}}, "start b1 marker 1 all"},
+		{"by order, outdated", func(a *pact.Assignment) { solo(a); a.Mode = pact.Stopped },
+			view{host: "b", disk: diskView{"outdated", 1}, procs: cold(b1, true), order: &startOrder{loss: "all", operator: "op"}}, "start b1 marker 1 all"},
+		{"by an order that does not know how bad it is", func(a *pact.Assignment) { solo(a); a.Mode = pact.Stopped },
+			view{host: "b", disk: diskView{"inconsistent", 1}, procs: cold(b1, true), order: &startOrder{loss: "all", operator: "op"}}, "blocked"},
 
 		{"runs here", solo, view{host: "a", procs: proc(a1)}, "primary a1"},
 		{"its process has ended", solo, view{host: "a"}, "say disclaim a1"},

@@ -106,6 +106,9 @@ powered off which might otherwise still run the guest.`, &o, true,
 			if r.Host != "" && r.AcceptLoss == "" {
 				return nil, usagef("--host names the disk copy to start from and needs --accept-loss; without it the current copy is used")
 			}
+			if r.AcceptInconsistent && r.AcceptLoss == "" {
+				return nil, usagef("--accept-inconsistent needs --accept-loss")
+			}
 			if r.AcceptLoss != "" || len(r.HostsOff) > 0 {
 				var err error
 				danger := "This starts the guest from a disk copy that may lack acknowledged writes"
@@ -119,6 +122,7 @@ powered off which might otherwise still run the guest.`, &o, true,
 			return p.client().Start(ctx, name, r)
 		})
 	cmd.Flags().StringVar(&r.AcceptLoss, "accept-loss", "", "start from a copy that is not known to be current; says what loss is accepted")
+	cmd.Flags().BoolVar(&r.AcceptInconsistent, "accept-inconsistent", false, "with --accept-loss: even from a copy whose blocks are of different moments")
 	cmd.Flags().StringVar(&r.Host, "host", "", "with --accept-loss: the host whose copy is used")
 	cmd.Flags().StringSliceVar(&r.HostsOff, "host-off", nil, "your word that this host is powered off")
 	cmd.Flags().BoolVar(&yes, "yes", false, "confirm without being asked")
