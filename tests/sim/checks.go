@@ -17,7 +17,7 @@ type checks struct {
 	voice map[pact.Term]pact.Party
 	// starts are the times at which a guest began to run.
 	starts []started
-	// held is what a process has acknowledged last.
+	// held is what a process holds as a replica.
 	held map[pact.Party]*event
 }
 
@@ -34,8 +34,8 @@ func (c *checks) fail(format string, args ...any) {
 	}
 }
 
-// acknowledged notes what a replica has promised to hold.
-func (c *checks) acknowledged(p *process, m sent) { c.held[p.party] = m.state }
+// acknowledged notes what a replica holds when it has said that it holds more.
+func (c *checks) acknowledged(p *process, e *event) { c.held[p.party] = e }
 
 // holds is what a process is known to hold: what it runs, or what it has acknowledged.
 func (c *checks) holds(p pact.Party) *event {

@@ -84,6 +84,9 @@ func (h *host) idle(a pact.Assignment, allGone bool) (abandon []*process) {
 		return nil
 	}
 	c := pact.Command{Kind: pact.Start, Guest: a.Guest, Term: a.Term, By: h.procs[i].party, MarkerTerm: h.disk.term}
+	if h.w.mutant.staleDisk {
+		c.AcceptLoss, c.Operator = "all of it", "nobody"
+	}
 	if h.saying["start"] || c.Term < h.started {
 		return nil
 	}
@@ -106,6 +109,9 @@ func (h *host) idle(a pact.Assignment, allGone bool) (abandon []*process) {
 
 // mayStart says whether this host's disk is known to be the current one.
 func (h *host) mayStart(a pact.Assignment) bool {
+	if h.w.mutant.staleDisk {
+		return true
+	}
 	if h.disk.state == "outdated" || h.disk.state == "inconsistent" {
 		return false
 	}

@@ -29,7 +29,8 @@ type (
 		term           pact.Term
 		syncing, final bool
 		before, sum    digest
-		state          *event
+		base, state    *event // it brings what happened between; whole: it completes a copy of everything
+		whole          bool
 		frames         []*event
 	}
 	ack struct {

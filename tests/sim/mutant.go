@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"github.com/pollux-ha/pollux/cluster/pact"
 	primary "github.com/pollux-ha/pollux/lockstep/core"
 	replica "github.com/pollux-ha/pollux/replica/core"
 )
@@ -11,8 +12,10 @@ type mutant struct {
 	actions   func(*engine, primary.Event, []primary.Action) []primary.Action
 	heard     func(*side, replica.Event) replica.Event
 	decisions func(*side, replica.Event, []replica.Action) []replica.Action
-	ungated   bool // emits whatever the core calls blocked
-	credulous bool // resumes an image without looking at it
+	ungated   bool       // emits whatever the core calls blocked
+	staleDisk bool       // starts from any disk
+	anyTerm   bool       // Raft's state takes commands of any term
+	loses     pact.Epoch // every so many epochs one is acknowledged and not applied
 }
 
 func (m mutant) toPrimary(e *engine, ev primary.Event) primary.Event {
@@ -43,5 +46,6 @@ func (m mutant) fromReplica(s *side, ev replica.Event, a []replica.Action) []rep
 	return a
 }
 
-func (m mutant) unblocked() bool       { return m.ungated }
-func (m mutant) resumesAnything() bool { return m.credulous }
+func (m mutant) unblocked() bool { return m.ungated }
+
+func (m mutant) losesEpoch(s sent) bool { return m.loses != 0 && s.number%m.loses == 0 }

@@ -61,7 +61,7 @@ func (e *engine) something(s *stream) bool {
 // seal makes the running epoch a captured one.
 func (e *engine) seal(s *stream) {
 	n := e.core.Captured() + 1
-	complete := true
+	complete, whole := true, s.fill != nil
 	if s.fill != nil {
 		s.fill.left = max(0, s.fill.left-1)
 		complete = s.fill.left == 0
@@ -69,7 +69,7 @@ func (e *engine) seal(s *stream) {
 	isFinal := e.finish
 	ep := &epoch{
 		number: n, term: e.core.Term(), syncing: !complete, final: isFinal && e.switchover,
-		state: e.p.machine.state, frames: e.out.seal(n), captured: e.w.now,
+		whole: whole && complete, base: e.captured, state: e.p.machine.state, frames: e.out.seal(n), captured: e.w.now,
 	}
 	e.captured = ep.state
 	e.inflight = append(e.inflight, ep)

@@ -54,7 +54,8 @@ type epoch struct {
 	number         pact.Epoch
 	term           pact.Term
 	syncing, final bool
-	state          *event
+	whole          bool
+	base, state    *event
 	frames         []*event
 	sum            digest // of what was sent last
 	captured       time.Duration

@@ -65,6 +65,9 @@ func (r *raft) commit(c pact.Command) pact.Verdict {
 		before = r.truth()
 	}
 	r.index++
+	if w.mutant.anyTerm && !c.By.IsZero() && c.Term != 0 {
+		c.Term, c.ID = before.Term, "" // nor does it know copies
+	}
 	v := r.state.Apply(c, r.index)
 	if p := w.processes[c.By]; p != nil {
 		p.confirmed = w.now

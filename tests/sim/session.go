@@ -107,14 +107,18 @@ func (x *session) decided(a replica.Action) {
 		x.first, x.expect = false, m.sum
 		x.end.send(ack{m.number, m.sum})
 		x.wrote = s.w.now
-		s.image.advance(m)
+		if m.syncing || !s.w.mutant.losesEpoch(m) {
+			s.image.advance(m)
+		} else {
+			s.image.epoch, s.image.sum = m.number, m.sum
+		}
 		if d := &s.p.host.disk; !m.syncing {
-			d.holds = m.state
+			d.holds = s.image.state
 			if d.state == "inconsistent" {
 				d.state = "outdated"
 			}
 		}
-		s.w.checks.acknowledged(s.p, m)
+		s.w.checks.acknowledged(s.p, s.image.state)
 		x.free()
 	case replica.Drop:
 		x.waiting = nil

@@ -197,7 +197,8 @@ func (s *side) whenIdle(fn func()) {
 
 func (s *side) coldStart(a replica.ColdStart, decided time.Duration, done func()) {
 	d := &s.p.host.disk
-	if d.state == "outdated" && a.Assignment.CurrentDisk.Host == s.p.host.name && a.Assignment.CurrentDisk.Term != d.term || d.state == "inconsistent" {
+	known := a.Assignment.CurrentDisk.Host != s.p.host.name || a.Assignment.CurrentDisk.Term == d.term
+	if !s.w.mutant.staleDisk && (d.state == "outdated" && !known || d.state == "inconsistent") {
 		s.step(replica.Failed{Err: "cold start refused: the disk is " + d.state})
 		done()
 		return
@@ -282,9 +283,14 @@ func (s *side) accept(e *end) {
 	e.take, e.gone = x.take, x.gone
 }
 
-// keeps notes an epoch in the image.
+// advance applies an epoch to the image.
 func (i *image) advance(m sent) {
-	i.epoch, i.sum, i.state = m.number, m.sum, m.state
+	if m.syncing || !m.whole && i.state != m.base {
+		i.state = &event{} // torn: part of no history
+	} else {
+		i.state = m.state
+	}
+	i.epoch, i.sum = m.number, m.sum
 	i.resend = append(i.resend, m)
 	i.resend = slices.DeleteFunc(i.resend, func(o sent) bool { return o.number+resendEpochs <= i.epoch })
 }

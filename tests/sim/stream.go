@@ -223,7 +223,7 @@ func (s *stream) goOn(w welcome) string {
 			}
 		}
 	}
-	if !holds && !e.w.mutant.resumesAnything() {
+	if !holds {
 		if e.core.Entitled().IsZero() {
 			e.forgetImage()
 		}
@@ -318,7 +318,7 @@ func (s *stream) poke() {
 				continue
 			}
 			s.sentUpTo = ep.number
-			m := sent{number: ep.number, term: ep.term, syncing: ep.syncing, final: ep.final, before: s.chain, state: ep.state, frames: ep.frames}
+			m := sent{number: ep.number, term: ep.term, syncing: ep.syncing, final: ep.final, before: s.chain, whole: ep.whole, base: ep.base, state: ep.state, frames: ep.frames}
 			s.chain = s.chain.chain(ep.number, ep.state)
 			m.sum = s.chain
 			ep.sum = m.sum
