@@ -19,10 +19,11 @@ type raft struct {
 	state   *pact.State
 	index   uint64
 	history []pact.Assignment // all that was ever committed; the last is the truth
+	applied map[pact.Kind]int
 }
 
 func newRaft(w *World) *raft {
-	r := &raft{w: w, state: pact.NewState()}
+	r := &raft{w: w, state: pact.NewState(), applied: map[pact.Kind]int{}}
 	spec := pact.Spec{Hosts: []string{"a", "b"}, Kernel: "builtin:ledger", MemoryBytes: 64 << 20, CPUs: 1, Disks: []pact.DiskSpec{{SizeBytes: 1 << 20}}}
 	r.commit(pact.Command{Kind: pact.Create, Guest: guestName, ID: "create", Spec: &spec, Desired: pact.DesiredRunning})
 	return r
@@ -80,6 +81,7 @@ func (r *raft) commit(c pact.Command) pact.Verdict {
 		return v
 	}
 	r.history = append(r.history, after)
+	r.applied[c.Kind]++
 	if after.Term != before.Term {
 		w.tracef("raft     term %d: %s, primary %s, replica %s, base %d", after.Term, after.Mode, short(after.Primary), short(after.Replica), after.Base)
 		w.checks.committed(c, before, after)

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
 var (
@@ -35,7 +37,8 @@ func TestSchedules(t *testing.T) {
 		left /= 10
 	}
 	begun, bad := time.Now(), 0
-	n, faults, takeovers, released := 0, 0, 0, 0
+	n, faults, takeovers, released, longest, longestSeed := 0, 0, 0, 0, time.Duration(0), base
+	applied := map[pact.Kind]int{}
 	for ; *schedules == 0 && time.Since(begun) < left || n < *schedules; n++ {
 		seed := base + uint64(n)
 		w := NewWorld(seed, mutant{}, false)
@@ -48,6 +51,19 @@ func TestSchedules(t *testing.T) {
 		faults += w.faults
 		takeovers += len(w.checks.starts)
 		released += w.checks.released
+		if w.settled > longest {
+			longest, longestSeed = w.settled, seed
+		}
+		for k, times := range w.raft.applied {
+			applied[k] += times
+		}
+	}
+	t.Logf("applied: %v", applied)
+	t.Logf("the longest way back to protection took %v (seed %d)", longest, longestSeed)
+	for _, k := range []pact.Kind{pact.Start, pact.Stop, pact.Protect, pact.Promote, pact.GoSolo, pact.Surrender, pact.Switchover, pact.Cancel, pact.Mark, pact.Disclaim} {
+		if n >= 1000 && applied[k] == 0 {
+			t.Errorf("no schedule had a %s: the test does not go where it should", k)
+		}
 	}
 	t.Logf("%d schedules from seed %d on: %d faults, a guest began to run %d times, %d outputs were seen", n, base, faults, takeovers, released)
 }

@@ -16,6 +16,9 @@ type trouble struct {
 
 func (w *World) newTrouble() *trouble {
 	t := &trouble{w: w, pause: time.Duration(20+w.rng.IntN(400)) * time.Millisecond}
+	if w.one(2) {
+		t.pause *= 3 // time to be protected in between
+	}
 	all := []func(){
 		t.cutBoth, t.cutOne, t.reset, t.slow, t.freeze, t.freezeHost, t.kill, t.daemon, t.raftAway,
 		t.switchover, t.switchover, t.fault, t.powerLoss, t.falseAlarm, t.wrongTime,

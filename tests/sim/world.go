@@ -27,7 +27,8 @@ type World struct {
 	incarnations pact.Incarnation
 	streams      uint64
 	ids          int
-	faults       int // that have happened
+	faults       int           // that have happened
+	settled      time.Duration // from the last one on, until the guest was protected again
 
 	tracing bool
 	trace   []string
@@ -59,7 +60,13 @@ func (w *World) one(in int) bool { return w.rng.IntN(in) == 0 }
 func (w *World) upTo(d time.Duration) time.Duration { return time.Duration(w.rng.Int64N(int64(d) + 1)) }
 
 // small is how long threads take to notice anything.
-func (w *World) small() time.Duration { return w.upTo(500 * time.Microsecond) }
+func (w *World) small() time.Duration {
+	d := w.upTo(500 * time.Microsecond)
+	if w.hostile && w.one(60) {
+		d += w.upTo(30 * time.Millisecond) // a busy machine
+	}
+	return d
+}
 
 func (w *World) latency() time.Duration {
 	d := 100*time.Microsecond + w.small()
@@ -105,7 +112,7 @@ func (w *World) until(t time.Duration) {
 
 const (
 	quietMax   = 5 * time.Second  // until a guest is protected for the first time
-	healMax    = 40 * time.Second // until it is again
+	healMax    = 10 * time.Second // until it is again
 	steadyTime = 500 * time.Millisecond
 )
 
@@ -116,13 +123,14 @@ func (w *World) Run() error {
 	for w.now < quiet && w.checks.failed == nil && !w.one(3) {
 		w.until(w.now + w.upTo(300*time.Millisecond)) // faults may come before it is protected
 	}
-	end := w.now + 300*time.Millisecond + w.upTo(4*time.Second)
+	end := w.now + 300*time.Millisecond + w.upTo(6*time.Second)
 	for w.now < end && w.checks.failed == nil {
 		trouble.strike()
 		w.until(w.now + w.upTo(trouble.pause))
 	}
 	w.heal()
-	limit := w.now + healMax
+	healed := w.now
+	limit := healed + healMax
 	var since time.Duration
 	why := "it never ended"
 	for w.now < limit && w.checks.failed == nil {
@@ -134,6 +142,7 @@ func (w *World) Run() error {
 		case since == 0:
 			since = w.now
 		case w.now-since >= steadyTime:
+			w.settled = since - healed
 			return w.checks.failed
 		}
 	}
