@@ -23,8 +23,9 @@ const (
 	// handshakeLimit bounds dialing and the answer to Hello: the replica marks its disks durably in between.
 	handshakeLimit = 5 * time.Second
 	farewellLimit  = 200 * time.Millisecond
+	provideAfter   = 200 * time.Millisecond
 
-	backoffMin = 10 * time.Millisecond
+	backoffMin = 2 * time.Millisecond // after a switchover the twin's log may be a moment behind
 	backoffMax = 250 * time.Millisecond
 	// barrenMax streams in a row may end without an acknowledgement before resuming is given up.
 	barrenMax = 3
@@ -204,10 +205,10 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 	if err != nil {
 		return false, false, err
 	}
-	e.provide()
 	if resume {
 		err = e.resume(s, welcome)
 	} else {
+		e.provide()
 		err = e.startFill(s)
 	}
 	if err != nil {
@@ -220,6 +221,16 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 	}
 	var senders sync.WaitGroup
 	senders.Go(func() { e.send(s, encoder) })
+	if resume {
+		// After a switchover somebody waits for the first epochs; they are small, and can do without.
+		senders.Go(func() {
+			select {
+			case <-time.After(provideAfter):
+				e.provide()
+			case <-s.closed:
+			}
+		})
+	}
 	e.mu.Lock()
 	f := s.fill
 	e.mu.Unlock()

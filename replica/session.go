@@ -19,8 +19,13 @@ import (
 	"github.com/pollux-ha/pollux/replica/store"
 )
 
-// helloTimeout bounds how long a connection may be open without saying who it is.
-const helloTimeout = 5 * time.Second
+const (
+	// helloTimeout bounds how long a connection may be open without saying who it is.
+	helloTimeout = 5 * time.Second
+	// behindLimit is how long a stream of a term that this host's log does not have yet may wait for it.
+	// After a switchover the twin calls at once, and the guest's output waits for the stream.
+	behindLimit = 100 * time.Millisecond
+)
 
 // Ends of a session that are no fault of the primary's host.
 var (
@@ -165,6 +170,9 @@ func (x *session) open() error {
 	x.hello = hello
 	if no := x.unfit(); no != "" {
 		return x.refuse(core.Refuse{Why: no})
+	}
+	if x.host == hello.Primary.Host {
+		x.s.awaitTerm(x, hello.Term)
 	}
 	x.s.Step(core.Opened{Conn: x.id, Host: x.host, Term: hello.Term, Primary: hello.Primary, Replica: hello.Replica, Resume: hello.Resume})
 	for {

@@ -88,7 +88,7 @@ type Side struct {
 
 	work    chan func() // what takes its time, in order
 	pending int         // of work
-	idle    *sync.Cond  // work is done
+	idle    *sync.Cond  // work is done, an assignment has been applied
 	quit    chan struct{}
 	running sync.WaitGroup
 }
@@ -161,6 +161,9 @@ func (s *Side) Step(e core.Event) {
 	before := s.core.State()
 	for _, a := range s.core.Step(e) {
 		s.do(a)
+	}
+	if _, ok := e.(core.Applied); ok {
+		s.idle.Broadcast() // a stream may wait for it
 	}
 	if after := s.core.State(); after != before {
 		s.log.Info("role", zap.String("from", string(before)), zap.String("to", string(after)))
@@ -317,6 +320,22 @@ func (s *Side) worker() {
 		case <-s.quit:
 			return
 		}
+	}
+}
+
+// awaitTerm gives this host's log a moment to arrive at the term of a stream. That the term exists counts
+// at once.
+func (s *Side) awaitTerm(x *session, t pact.Term) {
+	s.Step(core.HeardTerm{Term: t})
+	end := time.Now().Add(behindLimit)
+	defer time.AfterFunc(behindLimit, s.idle.Broadcast).Stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.closed && !x.aborted() && time.Now().Before(end) {
+		if a, ok := s.core.Assignment(); ok && a.Term >= t {
+			return
+		}
+		s.idle.Wait()
 	}
 }
 

@@ -387,6 +387,23 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestStreamBeforeItsTerm: after a switchover the twin may call before this host's log says so.
+func TestStreamBeforeItsTerm(t *testing.T) {
+	r := newRig(t)
+	r.h.take = &Image{Epoch: 9, Digest: checkpoint.Digest{1}, State: []byte("final")}
+	r.applied(1, pact.Solo, b2, pact.Party{}, 0)
+	waitState(t, r.side, core.Primary)
+	if p := r.dial(checkpoint.Hello{Term: 3, Resume: true}); p.welcome.Refused == "" {
+		t.Fatal("a stream of a term that never came was accepted")
+	}
+	time.AfterFunc(behindLimit/10, func() {
+		r.side.Step(core.Applied{Assignment: pact.Assignment{Guest: "g", Term: 3, Mode: pact.Protected, Primary: a1, Replica: b2, Base: 9, BaseTerm: 2, CurrentDisk: pact.DiskCopy{Host: "b", Term: 1}}})
+	})
+	if p := r.dial(checkpoint.Hello{Term: 3, Resume: true}); p.welcome.Refused != "" || p.welcome.LastEpoch != 9 {
+		t.Fatalf("%+v", p.welcome)
+	}
+}
+
 func waitState(t *testing.T, s *Side, want core.State) {
 	t.Helper()
 	for end := time.Now().Add(bound); ; time.Sleep(time.Millisecond) {

@@ -40,7 +40,8 @@ const (
 	pollTimeout   = 2 * time.Second
 )
 
-// peers knows the processes of other hosts, as far as this host's primaries need them.
+// peers knows the processes of other hosts, as far as this host's primaries and those that may become
+// primaries need them.
 type peers struct {
 	d    *Daemon
 	wake chan struct{}
@@ -77,7 +78,8 @@ func (p *peers) twin(a pact.Assignment) link.Peer {
 // needed lists the hosts to ask, and whether that is urgent.
 func (p *peers) needed() (hosts []string, urgent bool) {
 	for _, a := range p.d.node.Guests() {
-		if !a.Runs() || a.Primary.Host != p.d.name {
+		// A replica that becomes the primary by a switchover calls its twin at once.
+		if !a.Runs() || a.Primary.Host != p.d.name && (a.Mode != pact.Protected || a.Replica.Host != p.d.name) {
 			continue
 		}
 		for _, h := range a.Spec.Hosts {
