@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,11 +178,12 @@ func (m *machine) start() {
 	m.net.mu.Lock()
 	m.net.names[m.address] = m.name
 	m.net.mu.Unlock()
+	var node atomic.Pointer[Node] // callers come before it is open
 	m.port, err = wire.Listen(m.address, m.id, m.issuer, func(p pki.Peer) error {
-		if m.node == nil {
-			return nil
+		if n := node.Load(); n != nil {
+			return n.Allowed(p)
 		}
-		return m.node.Allowed(p)
+		return nil
 	}, log)
 	check()
 	m.port.DialVia = m.net.dialer(m.name)
@@ -212,6 +214,7 @@ func (m *machine) start() {
 		},
 	})
 	check()
+	node.Store(m.node)
 	m.server = m.port.Serve(m.node.Handlers())
 	m.t.Cleanup(m.stop)
 }
