@@ -122,7 +122,7 @@ func (c *Core) appliedReplica(raised bool) []Action {
 		// A switchover: its own stopped machine is the image, at the final epoch.
 		c.state = Replica
 		c.img = image{touched: true, from: c.a.Primary, since: c.a.BaseTerm, acked: c.a.Base, complete: true}
-		c.frozen, c.begun, c.first = false, false, true
+		c.begun, c.first = false, true
 		return []Action{TakeReplica{Assignment: c.a, Base: c.a.Base}, Arm{FirstContact: true}}
 	}
 	if !raised {
