@@ -51,10 +51,13 @@ func (h *fakeHandler) Note(kind, text string) {
 	default:
 	}
 }
-func (h *fakeHandler) Log(string, string) error                       { return h.logErr }
-func (h *fakeHandler) ColdStart(pact.Assignment, time.Duration) error { return nil }
-func (h *fakeHandler) End(how core.Ending, why string)                { h.ended <- how }
-func (h *fakeHandler) TakeReplica(pact.Assignment) (*Image, error)    { return h.take, nil }
+func (h *fakeHandler) ColdStart(pact.Assignment, time.Duration) error {
+	h.Note("cold-started", "")
+	return nil
+}
+func (h *fakeHandler) Log(string, string) error                    { return h.logErr }
+func (h *fakeHandler) End(how core.Ending, why string)             { h.ended <- how }
+func (h *fakeHandler) TakeReplica(pact.Assignment) (*Image, error) { return h.take, nil }
 func (h *fakeHandler) Activate(_ pact.Assignment, i *Image) error {
 	h.activated <- i
 	return nil
@@ -519,4 +522,29 @@ func FuzzServe(f *testing.F) {
 		defer bound.Stop()
 		s.Serve(there, "a")
 	})
+}
+
+// What was decided and has not begun yet is not begun any more once the process is ending.
+func TestNothingBeginsAfterTheEnd(t *testing.T) {
+	r := newRig(t)
+	busy := make(chan struct{})
+	r.side.mu.Lock()
+	r.side.later(func() { <-busy })
+	r.side.mu.Unlock()
+	r.applied(1, pact.Solo, b2, pact.Party{}, 0)
+	r.applied(2, pact.Solo, a1, pact.Party{}, 0)
+	close(busy)
+	select {
+	case how := <-r.h.ended:
+		if how != core.EndReplaced {
+			t.Errorf("it ended as %s", how)
+		}
+	case <-time.After(bound):
+		t.Fatal("it did not end")
+	}
+	for len(r.h.notes) > 0 {
+		if n := <-r.h.notes; n == "cold-started: " {
+			t.Error("it began to run the guest after its end had been decided")
+		}
+	}
 }
