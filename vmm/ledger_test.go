@@ -170,3 +170,50 @@ func TestLedgerBootsAndMoves(t *testing.T) {
 		t.Error("a NIC that is not there sends")
 	}
 }
+
+// A frame that arrives while the guest stands still changes nothing in it, and is answered when it
+// goes on. A stopped machine takes none.
+func TestFramesInAStay(t *testing.T) {
+	requireKVM(t)
+	out := &transcript{}
+	staying := make(chan struct{})
+	tap, far := wire(t)
+	m := newMachine(t, Config{MemoryBytes: 64 << 20, Kernel: ledger.Image(), Cmdline: "ip=10.0.0.2/24", Output: out,
+		Disks: []DiskConfig{{File: disk(t, 64<<20)}}, Nets: []NetConfig{{Tap: tap, MAC: guestMAC}},
+		OnPause: func(*Pause) bool { close(staying); return false }})
+	if err := m.Boot(); err != nil {
+		t.Fatal(err)
+	}
+	heard := make(chan int, 10)
+	m.OnReceive(func(_ int, frame []byte) { heard <- len(frame) })
+	start(t, m)
+	eventually(t, "the guest is ready", func() bool { return strings.Contains(out.text(), "ledger: ready") })
+	m.RequestPause()
+	<-staying
+	m.Lock() // until the devices have been suspended
+	ram := bytes.Clone(m.RAM().Bytes())
+	m.Unlock()
+	if _, err := far.Write(whoHas); err != nil {
+		t.Fatal(err)
+	}
+	if n := <-heard; n != len(whoHas) {
+		t.Errorf("the observer heard of %d bytes", n)
+	}
+	m.Lock()
+	same := bytes.Equal(ram, m.RAM().Bytes())
+	m.Unlock()
+	if !same || out.answered() {
+		t.Fatal("a frame has reached the guest in a stay")
+	}
+	m.Resume()
+	eventually(t, "the guest answers when it goes on", out.answered)
+	if err := m.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := far.Write(whoHas); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := tap.Read(make([]byte, 2000)); err != nil || n != len(whoHas) || len(heard) != 0 {
+		t.Errorf("a stopped machine takes frames: %d bytes left in the tap, %v", n, err)
+	}
+}
