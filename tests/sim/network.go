@@ -123,12 +123,12 @@ func (c *conn) reset() {
 // linkUp says whether the way from one host to the other works.
 func (w *World) linkUp(from, to *host) bool { return from == to || !w.cut[from.index] }
 
-// cutLink cuts the way from a host to its twin; healLink mends it.
-func (w *World) cutLink(from int, for_ time.Duration) {
+// cutLink cuts the way from a host to its twin for a while; healLink mends it.
+func (w *World) cutLink(from int, d time.Duration) {
 	w.cut[from] = true
 	w.cuts[from]++
 	n := w.cuts[from]
-	w.after(for_, func() {
+	w.after(d, func() {
 		if w.cuts[from] == n {
 			w.healLink(from)
 		}
