@@ -22,7 +22,7 @@ import (
 
 func configFlag(cmd *cobra.Command, path *string) {
 	cmd.Flags().StringVar(path, "config", defaultConfig, "the daemon's configuration file")
-	cmd.MarkFlagFilename("config", "toml")
+	must(cmd.MarkFlagFilename("config", "toml"))
 }
 
 func (p *program) initCommand() *cobra.Command {

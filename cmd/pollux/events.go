@@ -46,9 +46,10 @@ func (p *program) eventsCommand() *cobra.Command {
 			var last []console.Event
 			for {
 				events, err := p.events(cmd.Context(), limit, guest)
+				if cmd.Context().Err() != nil {
+					return nil //nolint:nilerr // the user ended it; what the call says of that is of no interest
+				}
 				switch {
-				case cmd.Context().Err() != nil:
-					return nil
 				case err != nil && (last == nil || !follow):
 					return err
 				case err != nil: // a daemon that is being restarted

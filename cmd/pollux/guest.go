@@ -231,7 +231,7 @@ func (p *program) completeGuests(cmd *cobra.Command, args []string, _ string) ([
 	}
 	var names []cobra.Completion
 	for _, g := range guests {
-		names = append(names, cobra.Completion(g.Name))
+		names = append(names, g.Name)
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

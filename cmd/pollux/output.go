@@ -27,10 +27,17 @@ func (f format) check() error {
 	return usagef("-o %s: table, json or yaml", f)
 }
 
+// must is for calls that fail only where the program itself is wrong.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
 // withOutput gives a command the flag -o.
 func (p *program) withOutput(cmd *cobra.Command) *cobra.Command {
 	cmd.Flags().StringVarP((*string)(&p.output), "output", "o", string(formatTable), "how the result is written: table, json or yaml")
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	must(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 

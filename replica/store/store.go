@@ -68,7 +68,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	s := &Store{guest: cfg.Guest}
 	defer func() {
 		if err != nil {
-			s.closeFiles()
+			err = errors.Join(err, s.closeFiles())
 		}
 	}()
 	writable := false

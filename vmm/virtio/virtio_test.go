@@ -144,8 +144,6 @@ func (f *memFile) hold() <-chan string {
 	return f.begun
 }
 
-func (f *memFile) step() { f.gate <- struct{}{} }
-
 func (f *memFile) release() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -531,7 +529,7 @@ func TestConsole(t *testing.T) {
 	r.activate(t)
 	d.EnableMSIX()
 	d.Start(t, virtiotest.Indirect|virtiotest.EventIdx)
-	in, out := d.Queues[consoleRX], d.Queues[consoleTX]
+	out := d.Queues[consoleTX]
 	long := strings.Repeat("0123456789", 1000)
 	a, b := d.Put([]byte("hello ")), d.Put([]byte(long))
 	out.AddIndirect(virtiotest.Desc{Addr: a, Len: 6}, virtiotest.Desc{Addr: b, Len: uint32(len(long))})
@@ -547,7 +545,7 @@ func TestConsole(t *testing.T) {
 	})
 	to := r.move(t)
 	d = d.On(to.Machine)
-	in = d.Queues[consoleRX]
+	in := d.Queues[consoleRX]
 	to.activate(t)
 	buf := d.Alloc(8)
 	for range 2 {
