@@ -193,7 +193,7 @@ func (s *stream) answered(w welcome) {
 		return
 	}
 	s.welcomed = true
-	why := ""
+	var why string
 	if s.resume {
 		why = s.goOn(w)
 	} else {

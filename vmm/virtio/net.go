@@ -248,7 +248,7 @@ func (n *Net) updatePolling() {
 
 func (n *Net) fail() {
 	n.failed = true
-	n.setPolling(false)
+	_ = n.setPolling(false) // it can't be read any more, whatever becomes of the registration
 	n.configChanged()
 }
 
