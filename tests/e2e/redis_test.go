@@ -2,47 +2,18 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/pollux-ha/pollux/cmd/pollux/demo"
-	"github.com/pollux-ha/pollux/cmd/pollux/demo/lab"
 )
 
 // Debian's redis-benchmark and redis-cli, unmodified, are users of a protected guest.
 func TestRedisTools(t *testing.T) {
-	if lab.InSession() {
-		useRedisTools(t)
+	if !session(t) {
 		return
 	}
-	program(t) // or skip
-	t.Setenv(programVariable, publicCopy(t))
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	var out bytes.Buffer
-	code, err := lab.IsolateArgs(ctx, []string{"-test.run=^TestRedisTools$", "-test.v", "-test.timeout=3m"}, &out)
-	t.Logf("\n%s", &out)
-	if err != nil || code != 0 {
-		t.Errorf("the session ended with %d: %v", code, err)
-	}
-}
-
-func useRedisTools(t *testing.T) {
-	lab.Program, lab.KeeperCommand = os.Getenv(programVariable), []string{"demo", "keeper"}
-	stage, err := demo.NewStage(t.Context(), t.Logf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stage.Close(t.Failed()); err != nil {
-			t.Log(err)
-		}
-	})
+	stage := newStage(t)
 	conn, err := stage.Dial(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -27,25 +27,11 @@ import (
 	"github.com/pollux-ha/pollux/console"
 )
 
-// programVariable tells the test in its session which program the machines run.
-const programVariable = "POLLUX_E2E_PROGRAM"
-
 // Somebody on the pair's networks, without a certificate, with a wrong one, and at last with the primary's
 // own: a client of the guest must not notice, and the guest is protected again after each.
 func TestStrangers(t *testing.T) {
-	if lab.InSession() {
+	if session(t) {
 		besiege(t)
-		return
-	}
-	program(t) // or skip
-	t.Setenv(programVariable, publicCopy(t))
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	var out bytes.Buffer
-	code, err := lab.IsolateArgs(ctx, []string{"-test.run=^TestStrangers$", "-test.v", "-test.timeout=3m"}, &out)
-	t.Logf("\n%s", &out)
-	if err != nil || code != 0 {
-		t.Errorf("the session ended with %d: %v", code, err)
 	}
 }
 
@@ -60,17 +46,8 @@ type siege struct {
 }
 
 func besiege(t *testing.T) {
-	lab.Program, lab.KeeperCommand = os.Getenv(programVariable), []string{"demo", "keeper"}
-	s := &siege{ctx: t.Context(), failed: make(chan error, 1)}
+	s := &siege{ctx: t.Context(), failed: make(chan error, 1), stage: newStage(t)}
 	var err error
-	if s.stage, err = demo.NewStage(t.Context(), t.Logf); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.stage.Close(t.Failed()); err != nil {
-			t.Log(err)
-		}
-	})
 	if s.stranger, err = s.stage.Lab.AddMachine("x", 66, lab.Cluster, lab.Replication); err != nil {
 		t.Fatal(err)
 	}
