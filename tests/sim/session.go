@@ -6,6 +6,9 @@ import (
 	replica "github.com/pollux-ha/pollux/replica/core"
 )
 
+// behindLimit is how long a stream of a term that this host's log does not have yet may wait for it.
+const behindLimit = 100 * time.Millisecond
+
 // session is a replica's end of a stream: replica/session.go.
 type session struct {
 	s        *side
@@ -30,7 +33,9 @@ func (x *session) take(m any) {
 	switch m := m.(type) {
 	case hello:
 		x.hello = &m
-		x.s.step(replica.Opened{Conn: x.id, Host: m.primary.Host, Term: m.term, Primary: m.primary, Replica: m.replica, Resume: m.resume})
+		x.end.busy = true
+		x.s.step(replica.HeardTerm{Term: m.term})
+		x.open(x.s.w.now + behindLimit)
 	case sent:
 		x.epoch(m)
 	case beat:
@@ -40,6 +45,21 @@ func (x *session) take(m any) {
 	case goodbye:
 		x.lost("the primary says goodbye", true)
 	}
+}
+
+// open lets the state machine decide, once this host's log has come to the stream's term or is too late.
+func (x *session) open(limit time.Duration) {
+	if x.over {
+		return
+	}
+	h := x.hello
+	if a, ok := x.s.core.Assignment(); (!ok || a.Term < h.term) && x.s.w.now < limit {
+		x.s.p.after(time.Millisecond, func() { x.open(limit) })
+		return
+	}
+	x.end.busy = false
+	x.s.step(replica.Opened{Conn: x.id, Host: h.primary.Host, Term: h.term, Primary: h.primary, Replica: h.replica, Resume: h.resume})
+	x.free()
 }
 
 func (x *session) heard(h replica.HeardTerm) {

@@ -35,7 +35,7 @@ type fill struct {
 }
 
 const (
-	backoffMin = 10 * time.Millisecond
+	backoffMin = 2 * time.Millisecond
 	backoffMax = 250 * time.Millisecond
 	barrenMax  = 3
 )
