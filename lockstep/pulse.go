@@ -36,8 +36,9 @@ func (e *Engine) pulse() {
 
 // gap reports to the core that this process has not run for the detection time. Everything that lets
 // output go looks here first: whoever wakes first after a standstill finds it. e.mu is held.
-func (e *Engine) gap() bool {
-	now := e.cfg.Now()
+func (e *Engine) gap() bool { return e.gapAt(e.cfg.Now()) }
+
+func (e *Engine) gapAt(now time.Duration) bool {
 	if !e.begun || e.over || now-e.lastPulse <= e.cfg.Silence {
 		return false
 	}
@@ -55,8 +56,9 @@ func (e *Engine) gap() bool {
 func (e *Engine) tick() {
 	e.mu.Lock()
 	defer e.unlock()
-	e.gap()
+	// One look at the clock for all: a standstill between two of them would pass for the replica's silence.
 	now := e.cfg.Now()
+	e.gapAt(now)
 	e.lastPulse = now
 	if e.core.Asking() && now-e.lastAsked >= e.cfg.AskAgain {
 		e.lastAsked = now
