@@ -179,17 +179,22 @@ func read[T any](r *http.Request) (T, error) {
 	return v, nil
 }
 
-// waiting makes the context of a wait; ok is false when there is none.
-func waiting(ctx context.Context, w Wait, otherwise time.Duration) (c context.Context, cancel context.CancelFunc, ok bool) {
-	if w.WaitSeconds < 0 {
-		return ctx, func() {}, false
+// wanted reports that the caller wants to wait for the outcome.
+func (w Wait) wanted() bool { return w.WaitSeconds >= 0 }
+
+// await waits until the guest's assignment is as done says, for as long as the caller wants: not at all,
+// for a time of his own, or for otherwise.
+func (s *Server) await(ctx context.Context, w Wait, otherwise time.Duration, name string, done func(pact.Assignment) bool) error {
+	if !w.wanted() {
+		return nil
 	}
-	d := otherwise
+	limit := otherwise
 	if w.WaitSeconds > 0 {
-		d = time.Duration(w.WaitSeconds * float64(time.Second))
+		limit = time.Duration(w.WaitSeconds * float64(time.Second))
 	}
-	c, cancel = context.WithTimeout(ctx, d)
-	return c, cancel, true
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return s.d.Await(ctx, name, done)
 }
 
 func (s *Server) create(r *http.Request) (any, error) {
@@ -236,15 +241,11 @@ func (s *Server) start(r *http.Request) (any, error) {
 	if err := s.d.Start(r.Context(), name, o); err != nil {
 		return nil, err
 	}
-	ctx, cancel, wait := waiting(r.Context(), q.Wait, startWait)
-	defer cancel()
-	if wait {
-		err := s.d.Await(ctx, name, func(a pact.Assignment) bool {
-			return a.Runs() && !a.IsGone(a.Primary) && (q.AcceptLoss == "" || a.Term > before.Term)
-		})
-		if err != nil {
-			return nil, err
-		}
+	err = s.await(r.Context(), q.Wait, startWait, name, func(a pact.Assignment) bool {
+		return a.Runs() && !a.IsGone(a.Primary) && (q.AcceptLoss == "" || a.Term > before.Term)
+	})
+	if err != nil {
+		return nil, err
 	}
 	return s.one(r.Context(), name)
 }
@@ -272,12 +273,9 @@ func (s *Server) stop(r *http.Request) (any, error) {
 			limit += s.d.StopTime()
 		}
 	}
-	ctx, cancel, wait := waiting(r.Context(), q.Wait, limit)
-	defer cancel()
-	if wait {
-		if err := s.d.Await(ctx, name, func(a pact.Assignment) bool { return a.Mode == pact.Stopped }); err != nil {
-			return nil, err
-		}
+	err = s.await(r.Context(), q.Wait, limit, name, func(a pact.Assignment) bool { return a.Mode == pact.Stopped })
+	if err != nil {
+		return nil, err
 	}
 	return s.one(r.Context(), name)
 }
@@ -318,13 +316,9 @@ func (s *Server) switchover(r *http.Request) (any, error) {
 	if err := s.d.Switchover(r.Context(), name, q.Operator); err != nil {
 		return nil, err
 	}
-	ctx, cancel, wait := waiting(r.Context(), q.Wait, switchoverWait)
-	defer cancel()
-	if wait {
-		err := s.d.Await(ctx, name, func(a pact.Assignment) bool { return a.Term > before.Term && a.Primary != before.Primary })
-		if err != nil {
-			return nil, err
-		}
+	err = s.await(r.Context(), q.Wait, switchoverWait, name, func(a pact.Assignment) bool { return a.Term > before.Term && a.Primary != before.Primary })
+	if err != nil {
+		return nil, err
 	}
 	return s.one(r.Context(), name)
 }
@@ -344,18 +338,14 @@ func (s *Server) protect(r *http.Request) (any, error) {
 	if err := s.d.Protect(r.Context(), name, q.Operator); err != nil {
 		return nil, err
 	}
-	ctx, cancel, wait := waiting(r.Context(), q.Wait, protectWait)
-	defer cancel()
-	if wait {
-		err := s.d.Await(ctx, name, func(a pact.Assignment) bool {
-			return a.Mode == pact.Protected && len(a.Gone) == 0 || a.Mode == pact.Stopped
-		})
-		if err != nil {
-			return nil, err
-		}
+	err = s.await(r.Context(), q.Wait, protectWait, name, func(a pact.Assignment) bool {
+		return a.Mode == pact.Protected && len(a.Gone) == 0 || a.Mode == pact.Stopped
+	})
+	if err != nil {
+		return nil, err
 	}
 	g, err := s.one(r.Context(), name)
-	if err == nil && wait && g.Mode != pact.Protected {
+	if err == nil && q.Wait.wanted() && g.Mode != pact.Protected {
 		return nil, Errorf(CodeUnprotected, "the guest is %s", g.Mode)
 	}
 	return g, err
