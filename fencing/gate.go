@@ -6,10 +6,13 @@ import (
 	"time"
 )
 
-// Gate is what output passes on its way out. It closes by itself when the process has not run for the
+// Gate is a way out that output can pass. It closes by itself when the process has not run for the
 // detection time: somebody may have taken the guest over meanwhile. It notices that no matter which
 // thread comes back first, because passing it is itself a look at the clock. It stays closed until a
 // question that was asked after the gap has been answered.
+//
+// The primary's engine does the same under its own mutex, where it is one look together with what else a
+// release depends on (lockstep/pulse.go); a process's other roles have the gate tell them of gaps.
 type Gate struct {
 	limit time.Duration
 	clock Clock

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/fencing"
 	"github.com/pollux-ha/pollux/lockstep/core"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/memory"
@@ -112,7 +113,7 @@ func (c *Config) setDefaults() error {
 		c.Log = zap.NewNop()
 	}
 	if c.Now == nil {
-		c.Now = bootTime
+		c.Now = fencing.Boot
 	}
 	setDuration(&c.Heartbeat, link.DefaultHeartbeat)
 	setDuration(&c.Silence, link.DefaultSilence)
