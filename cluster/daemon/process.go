@@ -232,7 +232,7 @@ func (p *process) watch(pid int) error {
 		if err != nil {
 			p.log.Error("watch a process", zap.Error(err))
 			for unix.Kill(pid, 0) == nil {
-				time.Sleep(time.Second)
+				time.Sleep(time.Second) // nobody tells of its end now: look from time to time
 			}
 		}
 		p.ended(exitUnknown)
