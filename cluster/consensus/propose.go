@@ -124,6 +124,7 @@ func (n *Node) pass(ctx context.Context, s pki.Signed, via []string) (pact.Verdi
 	}
 	outcomes := make(chan outcome, len(ways))
 	failed := errNotLeader
+	patience := ctx.Done()
 	for next, open := 0, 0; next < len(ways) || open > 0; {
 		var more <-chan time.Time
 		if next < len(ways) {
@@ -148,11 +149,10 @@ func (n *Node) pass(ctx context.Context, s pki.Signed, via []string) (pact.Verdi
 			way := ways[next]
 			go func() { v, err := n.hand(ctx, way, s, via); outcomes <- outcome{v, err} }()
 			next, open = next+1, open+1
-		case <-ctx.Done():
-			if open > 0 {
-				return pact.Verdict{}, fmt.Errorf("%w: no answer in time", ErrUnknown)
-			}
-			return pact.Verdict{}, failed
+		case <-patience:
+			// No further way is tried. Those that are open end with the same context, and each knows best
+			// whether its member may have got the entry.
+			patience, next = nil, len(ways)
 		}
 	}
 	return pact.Verdict{}, failed

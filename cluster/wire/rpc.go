@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -168,12 +170,18 @@ func (c *Client) Call(ctx context.Context, at, name string, in, out any) error {
 	if err != nil {
 		return fmt.Errorf("%w: encode %s: %w", ErrNotSent, name, err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://member/"+name, bytes.NewReader(body))
+	// Until there is a connection nothing has been sent, also where the caller's patience ends first.
+	var connected atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	req, err := http.NewRequestWithContext(traced, http.MethodPost, "https://member/"+name, bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
 	resp, err := c.peer(at).Do(req)
 	if err != nil {
+		if !connected.Load() && !errors.Is(err, ErrNotSent) {
+			err = fmt.Errorf("%w: %w", ErrNotSent, err)
+		}
 		return fmt.Errorf("%s to %s: %w", name, at, err)
 	}
 	defer resp.Body.Close()
