@@ -62,6 +62,8 @@ type BlockFile interface {
 type DiskConfig struct {
 	File     BlockFile
 	ReadOnly bool
+	Serial   string // empty: pollux-<index>
+	Queues   int    // request queues; 0: one for each vCPU, at most 4
 }
 
 // NetConfig is one network interface of the guest.

@@ -143,7 +143,7 @@ func (c ProcessConfig) Validate() error {
 	need(c.Party.Incarnation != 0, "party.incarnation is 0, which is nobody's")
 	need(c.Spec.MemoryBytes > 0, "spec.memory_bytes is 0")
 	need(c.Spec.CPUs > 0, "spec.cpus is 0")
-	need(c.Spec.Kernel != "", "spec.kernel is empty")
+	need(c.Spec.Kernel != "" || c.Spec.Firmware != "", "spec.kernel and spec.firmware are empty")
 	need(len(c.Disks) == len(c.Spec.Disks), "%d disk paths for the %d disks of the spec", len(c.Disks), len(c.Spec.Disks))
 	need(len(c.Taps) == len(c.Spec.Nets), "%d taps for the %d network cards of the spec", len(c.Taps), len(c.Spec.Nets))
 	need(c.Journal != "" || len(c.Disks) == 0, "journal has no path")

@@ -12,6 +12,9 @@ var nameSyntax = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 // macSyntax is a unicast MAC address: the lowest bit of the first byte is clear.
 var macSyntax = regexp.MustCompile(`^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$`)
 
+// serialSyntax is a disk's serial number: VIRTIO 1.2, 5.2.6.1 gives it 20 bytes.
+var serialSyntax = regexp.MustCompile(`^[!-~]{0,20}$`)
+
 // ValidGuestName says whether a name can be a guest's. Names become parts of paths.
 func ValidGuestName(name string) bool { return nameSyntax.MatchString(name) }
 
@@ -22,6 +25,7 @@ const (
 	MaxHosts       = 16
 	MaxDisks       = 16
 	MaxNets        = 16
+	MaxQueues      = 16 // of one device
 	MaxCPUs        = 64
 	MaxMemoryBytes = 4 << 40
 	MaxDiskBytes   = 64 << 40
@@ -74,17 +78,25 @@ func (s Spec) Validate() error {
 	if err := s.check(); err != nil {
 		errs = append(errs, err)
 	}
-	need(s.Kernel != "", "kernel is empty; give a path, or \"builtin:ledger\"")
+	need(s.Kernel != "" || s.Firmware != "", "kernel is empty; give a path or \"builtin:ledger\", or firmware = \"uefi\" to boot from the guest's disk")
+	need(s.Kernel == "" || s.Firmware == "", "kernel and firmware are both given; a guest boots from one of them")
+	need(s.Firmware == "" || s.Firmware == FirmwareUEFI, "firmware = %q: \"uefi\" is the only one", s.Firmware)
+	need(s.Firmware == "" || s.Initrd == "" && s.Cmdline == "", "initrd and cmdline belong to a kernel; firmware reads its own from the disk")
+	need(s.OnPanic == "" || s.OnPanic == PanicRestart || s.OnPanic == PanicStop || s.OnPanic == PanicKeep,
+		"on_panic = %q: restart, stop or keep", s.OnPanic)
 	need(s.MemoryBytes > 0 && s.MemoryBytes%PageBytes == 0 && s.MemoryBytes <= MaxMemoryBytes,
 		"memory_bytes = %d: give a multiple of %d, at most %d", s.MemoryBytes, PageBytes, uint64(MaxMemoryBytes))
 	need(s.CPUs >= 1 && s.CPUs <= MaxCPUs, "cpus = %d: between 1 and %d", s.CPUs, MaxCPUs)
 	for i, d := range s.Disks {
 		need(d.SizeBytes > 0 && d.SizeBytes%SectorBytes == 0 && d.SizeBytes <= MaxDiskBytes,
 			"disk %d: size_bytes = %d: give a multiple of %d, at most %d", i, d.SizeBytes, SectorBytes, uint64(MaxDiskBytes))
+		need(serialSyntax.MatchString(d.Serial), "disk %d: serial = %q: at most 20 printable ASCII characters", i, d.Serial)
+		need(d.Queues >= 0 && d.Queues <= MaxQueues, "disk %d: queues = %d: at most %d", i, d.Queues, MaxQueues)
 	}
 	for i, n := range s.Nets {
 		need(macSyntax.MatchString(n.MAC), "network card %d: mac = %q: give six bytes like 52:54:00:12:34:56, the first one even", i, n.MAC)
 		need(n.Bridge != "", "network card %d: bridge is empty", i)
+		need(n.Queues >= 0 && n.Queues <= MaxQueues, "network card %d: queues = %d: at most %d pairs", i, n.Queues, MaxQueues)
 		for j, o := range s.Nets[:i] {
 			need(o.MAC != n.MAC, "network cards %d and %d have the same mac %s", j, i, n.MAC)
 		}

@@ -102,26 +102,48 @@ const (
 type Spec struct {
 	// Hosts are the hosts that may hold a copy, in order of preference; a guest's first start
 	// happens on the first. One host alone means a guest without protection.
-	Hosts       []string   `json:"hosts"`
-	Kernel      string     `json:"kernel"` // path, or "builtin:ledger"
-	Initrd      string     `json:"initrd,omitempty"`
-	Cmdline     string     `json:"cmdline,omitempty"`
+	Hosts []string `json:"hosts"`
+	// Exactly one of Kernel and Firmware is set.
+	Kernel  string `json:"kernel,omitempty"` // path, or "builtin:ledger"
+	Initrd  string `json:"initrd,omitempty"`
+	Cmdline string `json:"cmdline,omitempty"`
+	// Firmware boots the guest from its own disk: FirmwareUEFI. Its variables are a small mirrored disk of
+	// their own, after Disks.
+	Firmware    string     `json:"firmware,omitempty"`
 	MemoryBytes uint64     `json:"memory_bytes"`
 	CPUs        int        `json:"cpus"`
 	Disks       []DiskSpec `json:"disks,omitempty"`
 	Nets        []NetSpec  `json:"nets,omitempty"`
+	// OnPanic says what becomes of a guest whose kernel has panicked or that its watchdog gave up. Empty is PanicRestart.
+	OnPanic PanicPolicy `json:"on_panic,omitempty"`
 }
+
+// FirmwareUEFI is UEFI firmware: OVMF as the distribution packages it.
+const FirmwareUEFI = "uefi"
+
+// PanicPolicy is what becomes of a guest that has panicked.
+type PanicPolicy string
+
+const (
+	PanicRestart PanicPolicy = "restart" // it boots again
+	PanicStop    PanicPolicy = "stop"    // it is stopped, as by power-off
+	PanicKeep    PanicPolicy = "keep"    // its vCPUs stay stopped and its memory stays, for a dump
+)
 
 // DiskSpec is one disk. Its file lies in the host's state directory: guests/<guest>/disk<N>.raw.
 type DiskSpec struct {
 	SizeBytes uint64 `json:"size_bytes"`
 	ReadOnly  bool   `json:"read_only,omitempty"`
+	// Serial is the serial number that the guest reads, at most 20 printable ASCII characters; empty: pollux-<N>.
+	Serial string `json:"serial,omitempty"`
+	Queues int    `json:"queues,omitempty"` // request queues; 0: one for each vCPU, at most 4
 }
 
 // NetSpec is one network card. The host makes a tap for it and puts it on the bridge.
 type NetSpec struct {
 	MAC    string `json:"mac"`
-	Bridge string `json:"bridge"` // name of the host's bridge; the host's config may map it to another
+	Bridge string `json:"bridge"`           // name of the host's bridge; the host's config may map it to another
+	Queues int    `json:"queues,omitempty"` // queue pairs; 0: one for each vCPU, at most 4
 }
 
 // Kind names a command.
