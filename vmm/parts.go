@@ -41,7 +41,7 @@ func (p machinePart) RestoreState(_ uint16, b []byte) error {
 	if khz == 0 || khz > 1<<30 {
 		r.Failf("TSC rate of %d kHz", khz)
 	}
-	if power > platform.Crashed {
+	if power > platform.MaxPowerEvent {
 		r.Failf("power event %d", power)
 	}
 	if err := r.Done(); err != nil {

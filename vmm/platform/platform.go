@@ -52,8 +52,9 @@ type Platform interface {
 
 	// Output takes what leaves the guest.
 	Output() Output
-	// PowerEvent reports that the guest asked for power-off or a reset. It returns at once; the
-	// vCPUs stop at their next exit.
+	// PowerEvent reports that the guest asked for power-off or a reset, or that it has died. It
+	// returns at once; the vCPUs stop at their next exit. The first event counts until the machine
+	// has been reset.
 	PowerEvent(PowerEvent)
 }
 
@@ -83,14 +84,20 @@ type MSI interface {
 	Close() error
 }
 
-// PowerEvent is what a guest asks of its platform.
+// PowerEvent is what a guest asks of its platform, or what became of the guest.
 type PowerEvent int
 
+// The values are part of a machine's saved state: new ones are added at the end.
 const (
-	PowerOff PowerEvent = iota + 1 // ACPI S5
-	Reset                          // i8042, ACPI reset register, port 0xcf9
-	Crashed                        // triple fault, or an exit that KVM can't go on from
+	PowerOff        PowerEvent = iota + 1 // ACPI S5
+	Reset                                 // i8042, ACPI reset register, port 0xcf9
+	Crashed                               // triple fault, or an exit that KVM can't go on from
+	Panicked                              // the guest's kernel says so itself (pvpanic)
+	WatchdogExpired                       // the guest stopped feeding its watchdog
 )
+
+// MaxPowerEvent is the highest value that a saved state may hold.
+const MaxPowerEvent = WatchdogExpired
 
 func (e PowerEvent) String() string {
 	switch e {
@@ -100,9 +107,24 @@ func (e PowerEvent) String() string {
 		return "reset"
 	case Crashed:
 		return "crash"
+	case Panicked:
+		return "panic"
+	case WatchdogExpired:
+		return "watchdog"
 	}
 	return "unknown"
 }
+
+// Died says whether the event is the end of a guest that did not want it: what follows is the
+// operator's policy.
+func (e PowerEvent) Died() bool { return e >= Crashed && e <= WatchdogExpired }
+
+// Resetter is a part that a reset of the machine brings back to its power-on state. Every device
+// is one. Reset is called with the device lock held, all vCPUs stopped and the device suspended and
+// drained: requests in flight are forgotten, for their memory is gone. What lies outside of the guest
+// stays: files, taps, registrations with the platform, and whatever an operator has set (a link that
+// is down). Reset sends no interrupt; the lines are low after it. Activate follows.
+type Resetter interface{ Reset() }
 
 // Stateful is a part of the machine whose state belongs to a checkpoint.
 type Stateful interface {
