@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/pollux-ha/pollux/cmd/pollux/demo/lab/netns"
 )
 
 // KeeperCommand are the arguments with which this program runs Keep. The program sets it.
@@ -22,7 +24,7 @@ type Lab struct {
 	// Dir holds one directory for each machine.
 	Dir string
 
-	clients  *namespace
+	clients  *netns.Namespace
 	machines []*Machine
 }
 
@@ -35,7 +37,7 @@ func New(dir string) (*Lab, error) {
 	if err := settle(); err != nil {
 		return nil, err
 	}
-	if err := prepareNetwork(); err != nil {
+	if err := netns.Prepare(); err != nil {
 		return nil, err
 	}
 	if err := makeSwitches(); err != nil {
@@ -43,7 +45,7 @@ func New(dir string) (*Lab, error) {
 	}
 	l := &Lab{Dir: dir}
 	var err error
-	if l.clients, err = newNamespace("clients"); err != nil {
+	if l.clients, err = netns.New("clients"); err != nil {
 		return nil, err
 	}
 	if _, err := plug(LAN, l.clients, 100, false); err != nil {
@@ -60,7 +62,7 @@ func (l *Lab) AddMachine(name string, number byte, networks ...Network) (*Machin
 		return nil, fmt.Errorf("add machine %s: %w", name, err)
 	}
 	var err error
-	if m.ns, err = newNamespace(name); err != nil {
+	if m.ns, err = netns.New(name); err != nil {
 		return nil, err
 	}
 	for _, n := range networks {
@@ -80,11 +82,11 @@ func (l *Lab) switches(f func() error) error { return f() }
 
 // Dial opens a TCP connection from the clients' place.
 func (l *Lab) Dial(ctx context.Context, address string) (net.Conn, error) {
-	return l.clients.dial(ctx, address)
+	return l.clients.Dial(ctx, "tcp4", address)
 }
 
 // StartClient starts a program at the clients' place. It is killed when the session ends.
-func (l *Lab) StartClient(cmd *exec.Cmd) error { return l.clients.start(cmd) }
+func (l *Lab) StartClient(cmd *exec.Cmd) error { return l.clients.Start(cmd) }
 
 // Close powers every machine off and takes the networks down.
 func (l *Lab) Close() error {
@@ -93,8 +95,8 @@ func (l *Lab) Close() error {
 		if m.On() {
 			errs = append(errs, m.PowerOff())
 		}
-		m.ns.close()
+		m.ns.Close()
 	}
-	l.clients.close()
+	l.clients.Close()
 	return errors.Join(errs...)
 }

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pollux-ha/pollux/cmd/pollux/demo/lab/netns"
 )
 
 // Machine is a host or the witness.
@@ -25,7 +27,7 @@ type Machine struct {
 	Dir string
 
 	lab   *Lab
-	ns    *namespace
+	ns    *netns.Namespace
 	ports []port
 
 	mu     sync.Mutex
@@ -88,7 +90,7 @@ func (m *Machine) PowerOn() error {
 		return fmt.Errorf("start machine %s: %w", m.Name, err)
 	}
 	cmd.Stdin, cmd.Stdout = inR, outW
-	err = m.ns.start(cmd)
+	err = m.ns.Start(cmd)
 	inR.Close()
 	outW.Close()
 	if err != nil {
@@ -203,11 +205,11 @@ func (m *Machine) PowerOff() error {
 
 // Dial opens a connection from the machine's network.
 func (m *Machine) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return m.ns.dialNetwork(ctx, network, address)
+	return m.ns.Dial(ctx, network, address)
 }
 
 // Exec runs a program in the machine's network, but as a process of the session, to its end; it
 // returns the standard output. It is for an operator's commands.
 func (m *Machine) Exec(ctx context.Context, stdin, name string, args ...string) (string, error) {
-	return m.ns.run(ctx, stdin, name, args...)
+	return m.ns.Run(ctx, stdin, name, args...)
 }

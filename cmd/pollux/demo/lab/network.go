@@ -5,6 +5,8 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/pollux-ha/pollux/cmd/pollux/demo/lab/netns"
 )
 
 // Network is one of the lab's networks. Each is a bridge in the session's own namespace.
@@ -36,23 +38,9 @@ func (n Network) address(last byte) *netlink.Addr {
 // makeSwitches makes the bridges, in the calling thread's namespace.
 func makeSwitches() error {
 	for _, n := range []Network{LAN, Cluster, Replication} {
-		if err := addBridge(string(n)); err != nil {
+		if err := netns.AddBridge(string(n)); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// addBridge makes a bridge that forwards at once (the kernel's default is no spanning tree) and
-// keeps quiet itself.
-func addBridge(name string) error {
-	off := false
-	b := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &off}
-	if err := netlink.LinkAdd(b); err != nil {
-		return fmt.Errorf("make bridge %s: %w", name, err)
-	}
-	if err := netlink.LinkSetUp(b); err != nil {
-		return fmt.Errorf("bridge %s up: %w", name, err)
 	}
 	return nil
 }
@@ -65,9 +53,9 @@ type port struct {
 }
 
 // plug lays a cable from the network's switch into a machine. It runs in the session's namespace.
-func plug(network Network, machine *namespace, last byte, bridged bool) (port, error) {
-	p := port{network: network, name: machine.name + "-" + string(network), inside: string(network) + "0"}
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.name}, PeerName: p.inside, PeerNamespace: netlink.NsFd(machine.fd)}
+func plug(network Network, machine *netns.Namespace, last byte, bridged bool) (port, error) {
+	p := port{network: network, name: machine.Name + "-" + string(network), inside: string(network) + "0"}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.name}, PeerName: p.inside, PeerNamespace: netlink.NsFd(machine.FD)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return p, fmt.Errorf("lay cable %s: %w", p.name, err)
 	}
@@ -77,28 +65,28 @@ func plug(network Network, machine *namespace, last byte, bridged bool) (port, e
 	if err := p.setUp(true); err != nil {
 		return p, err
 	}
-	return p, machine.do(func() error {
+	return p, machine.Do(func() error {
 		link, err := netlink.LinkByName(p.inside)
 		if err != nil {
-			return fmt.Errorf("%s in %s: %w", p.inside, machine.name, err)
+			return fmt.Errorf("%s in %s: %w", p.inside, machine.Name, err)
 		}
 		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("%s in %s up: %w", p.inside, machine.name, err)
+			return fmt.Errorf("%s in %s up: %w", p.inside, machine.Name, err)
 		}
 		addressed := link
 		if bridged {
-			if err := addBridge("br0"); err != nil {
+			if err := netns.AddBridge("br0"); err != nil {
 				return err
 			}
 			if addressed, err = netlink.LinkByName("br0"); err != nil {
-				return fmt.Errorf("br0 in %s: %w", machine.name, err)
+				return fmt.Errorf("br0 in %s: %w", machine.Name, err)
 			}
 			if err := netlink.LinkSetMaster(link, addressed); err != nil {
-				return fmt.Errorf("put %s onto br0 in %s: %w", p.inside, machine.name, err)
+				return fmt.Errorf("put %s onto br0 in %s: %w", p.inside, machine.Name, err)
 			}
 		}
 		if err := netlink.AddrAdd(addressed, network.address(last)); err != nil {
-			return fmt.Errorf("address of %s in %s: %w", p.inside, machine.name, err)
+			return fmt.Errorf("address of %s in %s: %w", p.inside, machine.Name, err)
 		}
 		return nil
 	})

@@ -1,4 +1,6 @@
-package lab
+// Package netns has network namespaces without a name: each is held by a thread of this process, and
+// vanishes with it.
+package netns
 
 import (
 	"context"
@@ -15,18 +17,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespace is a network namespace, held by a thread that never leaves it. Everything that has to
+// Namespace is a network namespace, held by a thread that never leaves it. Everything that has to
 // happen inside is done by that thread: sockets that it opens and processes that it starts belong there.
-type namespace struct {
-	name string
-	fd   int // for moving interfaces into it
+type Namespace struct {
+	Name string
+	// FD refers to the namespace, for moving interfaces into it.
+	FD   int
 	work chan func()
 	over chan struct{}
 }
 
-// newNamespace makes a network namespace with its loopback up and without IPv6.
-func newNamespace(name string) (*namespace, error) {
-	n := &namespace{name: name, work: make(chan func()), over: make(chan struct{})}
+// New makes a network namespace with its loopback up and without IPv6.
+func New(name string) (*Namespace, error) {
+	n := &Namespace{Name: name, work: make(chan func()), over: make(chan struct{})}
 	ready := make(chan error)
 	go n.live(ready)
 	if err := <-ready; err != nil {
@@ -35,7 +38,7 @@ func newNamespace(name string) (*namespace, error) {
 	return n, nil
 }
 
-func (n *namespace) live(ready chan<- error) {
+func (n *Namespace) live(ready chan<- error) {
 	// Never unlocked: the runtime ends the thread with the goroutine, so that no other goroutine
 	// ever finds itself in this namespace.
 	runtime.LockOSThread()
@@ -47,8 +50,8 @@ func (n *namespace) live(ready chan<- error) {
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
-		n.fd = fd
-		return prepareNetwork()
+		n.FD = fd
+		return Prepare()
 	}()
 	ready <- err
 	if err != nil {
@@ -59,14 +62,14 @@ func (n *namespace) live(ready chan<- error) {
 		case f := <-n.work:
 			f()
 		case <-n.over:
-			unix.Close(n.fd)
+			unix.Close(n.FD)
 			return
 		}
 	}
 }
 
-// prepareNetwork sets up the calling thread's network namespace.
-func prepareNetwork() error {
+// Prepare sets up the calling thread's network namespace.
+func Prepare() error {
 	for _, f := range []string{"ipv6/conf/all/disable_ipv6", "ipv6/conf/default/disable_ipv6"} {
 		if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("switch IPv6 off: %w", err)
@@ -87,32 +90,32 @@ func prepareNetwork() error {
 	return nil
 }
 
-// do runs f on the namespace's thread.
-func (n *namespace) do(f func() error) error {
+// Do runs f on the namespace's thread.
+func (n *Namespace) Do(f func() error) error {
 	done := make(chan error, 1)
 	select {
 	case n.work <- func() { done <- f() }:
 		return <-done
 	case <-n.over:
-		return fmt.Errorf("network namespace of %s is gone", n.name)
+		return fmt.Errorf("network namespace of %s is gone", n.Name)
 	}
 }
 
-// start starts a process inside. It is killed when the session ends.
-func (n *namespace) start(cmd *exec.Cmd) error {
+// Start starts a process inside. It is killed when the namespace's holder ends.
+func (n *Namespace) Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
-	return n.do(cmd.Start)
+	return n.Do(cmd.Start)
 }
 
-// run runs a program inside and returns its standard output; its standard error is in the error.
-func (n *namespace) run(ctx context.Context, stdin string, name string, args ...string) (string, error) {
+// Run runs a program inside and returns its standard output; its standard error is in the error.
+func (n *Namespace) Run(ctx context.Context, stdin string, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out, errs strings.Builder
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	if err := n.start(cmd); err != nil {
+	if err := n.Start(cmd); err != nil {
 		return "", fmt.Errorf("start %s: %w", name, err)
 	}
 	if err := cmd.Wait(); err != nil {
@@ -121,21 +124,31 @@ func (n *namespace) run(ctx context.Context, stdin string, name string, args ...
 	return out.String(), nil
 }
 
-// dial opens a TCP connection from inside. Keep-alive is off: a connection's end is to be the doing
+// Dial opens a connection from inside. Keep-alive is off: a connection's end is to be the doing
 // of its peer alone.
-func (n *namespace) dial(ctx context.Context, address string) (net.Conn, error) {
-	return n.dialNetwork(ctx, "tcp4", address)
-}
-
-func (n *namespace) dialNetwork(ctx context.Context, network, address string) (net.Conn, error) {
+func (n *Namespace) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1}
 	var c net.Conn
-	err := n.do(func() (err error) {
+	err := n.Do(func() (err error) {
 		c, err = d.DialContext(ctx, network, address)
 		return err
 	})
 	return c, err
 }
 
-// close lets go of the namespace. It vanishes once its processes and interfaces have.
-func (n *namespace) close() { close(n.over) }
+// AddBridge makes a bridge, in the calling thread's namespace, that forwards at once (the kernel's
+// default is no spanning tree) and keeps quiet itself.
+func AddBridge(name string) error {
+	off := false
+	b := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &off}
+	if err := netlink.LinkAdd(b); err != nil {
+		return fmt.Errorf("make bridge %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(b); err != nil {
+		return fmt.Errorf("bridge %s up: %w", name, err)
+	}
+	return nil
+}
+
+// Close lets go of the namespace. It vanishes once its processes and interfaces have.
+func (n *Namespace) Close() { close(n.over) }
