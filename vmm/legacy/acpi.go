@@ -21,16 +21,19 @@ const (
 	pm1SleepType   = 7 << 10
 	pm1SleepEnable = 1 << 13
 	pm1Control     = pm1SleepType | 1<<1 // what the control register keeps
+
+	gpeKnown = 1 << platform.GPEGeneration // events that can happen; the others' enable bits are kept all the same
 )
 
 // ACPI is the fixed hardware of ACPI: the PM1a event and control registers with the power button,
-// and the power management timer. General-purpose events are there but never happen.
+// the power management timer, and general-purpose events 0 to 15 (section 4.8.4.1).
 type ACPI struct {
 	p     platform.Platform
 	clock func() time.Duration // monotonic
 	level bool                 // the SCI
 
 	status, enable, control uint16
+	gpeStatus, gpeEnable    uint16
 
 	// The timer shows base ticks plus the time since started while it runs. It stands still between
 	// RestoreState and Activate.
@@ -56,6 +59,13 @@ func (a *ACPI) PowerButton() {
 	a.update()
 }
 
+// RaiseGPE reports general-purpose event n, one of platform's GPE numbers: the guest's handler of that
+// number runs. The device lock is held.
+func (a *ACPI) RaiseGPE(n int) {
+	a.gpeStatus |= 1 << n & gpeKnown
+	a.update()
+}
+
 // Advance moves the timer on by d: the time that a guest has missed since the checkpoint that was
 // loaded. The device lock is held.
 func (a *ACPI) Advance(d time.Duration) {
@@ -69,7 +79,7 @@ func (a *ACPI) Activate() error {
 	if !a.runs {
 		a.started, a.runs = a.clock(), true
 	}
-	a.level = a.status&a.enable != 0
+	a.level = a.wanted()
 	a.p.SetIRQ(platform.SCIIRQ, a.level)
 	return nil
 }
@@ -88,8 +98,11 @@ func (a *ACPI) timer() uint32 {
 	return a.base + ticks(a.clock()-a.started)
 }
 
+// wanted says whether the SCI is to be raised.
+func (a *ACPI) wanted() bool { return a.status&a.enable != 0 || a.gpeStatus&a.gpeEnable != 0 }
+
 func (a *ACPI) update() {
-	if level := a.status&a.enable != 0; level != a.level {
+	if level := a.wanted(); level != a.level {
 		a.level = level
 		a.p.SetIRQ(platform.SCIIRQ, level)
 	}
@@ -99,11 +112,13 @@ type pmBlock ACPI
 
 func (b *pmBlock) Read(off uint64, data []byte) {
 	a := (*ACPI)(b)
-	var regs [platform.PMWindowSize]byte // what is not a register reads as 0, general-purpose events too
+	var regs [platform.PMWindowSize]byte // what is not a register reads as 0
 	le := binary.LittleEndian
 	le.PutUint16(regs[platform.PM1EventOffset:], a.status)
 	le.PutUint16(regs[platform.PM1EventOffset+2:], a.enable)
 	le.PutUint16(regs[platform.PM1ControlOffset:], a.control|pm1SCI)
+	le.PutUint16(regs[platform.GPE0Offset:], a.gpeStatus)
+	le.PutUint16(regs[platform.GPE0Offset+2:], a.gpeEnable)
 	if off < platform.PMTimerOffset+4 && off+uint64(len(data)) > platform.PMTimerOffset {
 		le.PutUint32(regs[platform.PMTimerOffset:], a.timer())
 	}
@@ -120,6 +135,10 @@ func (b *pmBlock) Write(off uint64, data []byte) {
 			a.status &^= uint16(v) << shift & pm1Status
 		case platform.PM1EventOffset + 2:
 			a.enable = (a.enable&^(0xff<<shift) | uint16(v)<<shift) & pm1Enable
+		case platform.GPE0Offset:
+			a.gpeStatus &^= uint16(v) << shift
+		case platform.GPE0Offset + 2:
+			a.gpeEnable = a.gpeEnable&^(0xff<<shift) | uint16(v)<<shift
 		case platform.PM1ControlOffset:
 			value := a.control&^(0xff<<shift) | uint16(v)<<shift
 			a.control = value & pm1Control // SLP_EN is write-only
@@ -128,6 +147,12 @@ func (b *pmBlock) Write(off uint64, data []byte) {
 			}
 		}
 	}
+	a.update()
+}
+
+// Reset implements platform.Resetter. The timer has no reset: it goes on.
+func (a *ACPI) Reset() {
+	a.status, a.enable, a.control = 0, 0, 0
 	a.update()
 }
 
@@ -142,19 +167,23 @@ func (a *ACPI) SaveState(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, a.status)
 	b = binary.LittleEndian.AppendUint16(b, a.enable)
 	b = binary.LittleEndian.AppendUint16(b, a.control)
+	b = binary.LittleEndian.AppendUint16(b, a.gpeStatus)
+	b = binary.LittleEndian.AppendUint16(b, a.gpeEnable)
 	return binary.LittleEndian.AppendUint32(b, a.timer())
 }
 
 // RestoreState implements platform.Stateful.
 func (a *ACPI) RestoreState(_ uint16, b []byte) error {
 	r := codec.NewReader(b)
-	status, enable, control, base := r.U16(), r.U16(), r.U16(), r.U32()
-	if status&^pm1Status != 0 || enable&^pm1Enable != 0 || control&^pm1Control != 0 {
-		r.Failf("ACPI status %#x, enable %#x, control %#x", status, enable, control)
+	status, enable, control := r.U16(), r.U16(), r.U16()
+	gpeStatus, gpeEnable, base := r.U16(), r.U16(), r.U32()
+	if status&^pm1Status != 0 || enable&^pm1Enable != 0 || control&^pm1Control != 0 || gpeStatus&^gpeKnown != 0 {
+		r.Failf("ACPI status %#x, enable %#x, control %#x, events %#x", status, enable, control, gpeStatus)
 	}
 	if err := r.Done(); err != nil {
 		return err
 	}
 	a.status, a.enable, a.control, a.base, a.runs = status, enable, control, base, false
+	a.gpeStatus, a.gpeEnable = gpeStatus, gpeEnable
 	return nil
 }

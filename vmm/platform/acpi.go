@@ -7,7 +7,10 @@ const (
 	PM1EventOffset   = 0x00 // PM1a_EVT_BLK, PM1_EVT_LEN 4: status, then enable
 	PM1ControlOffset = 0x04 // PM1a_CNT_BLK, PM1_CNT_LEN 2
 	PMTimerOffset    = 0x08 // PM_TMR_BLK, PM_TMR_LEN 4; 32 bits wide (TMR_VAL_EXT)
-	GPE0Offset       = 0x20 // GPE0_BLK, GPE0_BLK_LEN 4; no event is ever raised in it
+	GPE0Offset       = 0x20 // GPE0_BLK, GPE0_BLK_LEN 4: 16 events, status, then enable
+
+	// GPEGeneration is the general-purpose event of a changed VM generation ID (\_GPE._E00).
+	GPEGeneration = 0
 
 	// SleepTypeS5 is the SLP_TYPa value of the \_S5 package.
 	SleepTypeS5 = 5

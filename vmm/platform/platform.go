@@ -26,6 +26,12 @@ const (
 	SerialBase = 0x3f8 // COM1, ISA IRQ 4
 	SCIIRQ     = 9
 	SerialIRQ  = 4
+
+	PanicPort = 0x505 // pvpanic, ACPI device QEMU0001
+
+	// GenerationPage is the page of RAM that begins with the VM generation ID. No firmware and no memory map
+	// gives the end of the first MiB away as usable.
+	GenerationPage = 0xF_F000
 )
 
 // Platform is the machine as a device sees it. All methods but Lock are called with the device
@@ -69,6 +75,9 @@ type Output interface {
 	// DiskWritten says that data was written at the byte offset of disk number disk, in the order
 	// in which the writes happened, before the guest can see the completion. The callee owns data.
 	DiskWritten(disk int, offset int64, data []byte)
+	// DiskZeroed says the same of n bytes, more than none, that have become zero, as one of the writes. With
+	// unmap their space was given back.
+	DiskZeroed(disk int, offset, n int64, unmap bool)
 }
 
 // Registration can be taken back. Close is called with the device lock held and returns once

@@ -20,11 +20,19 @@ import (
 // Patience bounds how long a test waits for what must happen. It is only ever reached by a failure.
 const Patience = 20 * time.Second
 
-// Write is a disk write as Output.DiskWritten reported it.
+// Write is a disk write as Output.DiskWritten reported it, or a range as Output.DiskZeroed did.
 type Write struct {
 	Disk   int
 	Offset int64
 	Data   []byte
+	Zeros  int64
+	Unmap  bool
+}
+
+// Apply does the same to an image of the disk.
+func (w Write) Apply(image []byte) {
+	copy(image[w.Offset:], w.Data)
+	clear(image[w.Offset : w.Offset+w.Zeros])
 }
 
 // Frame is a frame as Output.Transmit reported it.
@@ -250,9 +258,18 @@ func (m *Machine) Console(p []byte) { m.Text.Write(p) }
 
 // DiskWritten implements platform.Output.
 func (m *Machine) DiskWritten(disk int, offset int64, data []byte) {
-	w := Write{disk, offset, data}
-	m.Writes = append(m.Writes, w)
 	m.record("write %d %d+%d", disk, offset, len(data))
+	m.written(Write{Disk: disk, Offset: offset, Data: data})
+}
+
+// DiskZeroed implements platform.Output.
+func (m *Machine) DiskZeroed(disk int, offset, n int64, unmap bool) {
+	m.record("zero %d %d+%d", disk, offset, n)
+	m.written(Write{Disk: disk, Offset: offset, Zeros: n, Unmap: unmap})
+}
+
+func (m *Machine) written(w Write) {
+	m.Writes = append(m.Writes, w)
 	if m.OnWrite != nil {
 		m.OnWrite(w)
 	}
