@@ -19,6 +19,7 @@ test)
 	need gcc gcc        # the race detector, and the ledger's image
 	need ld binutils
 	need iasl acpica-tools
+	need qemu-img qemu-utils
 	# The C library's headers come apart from the compiler.
 	[ -e /usr/include/stdlib.h ] || case " $missing " in *" libc6-dev "*) ;; *) missing="$missing libc6-dev" ;; esac
 	;;

@@ -144,7 +144,12 @@ func parseNet(s string) (pact.NetSpec, error) {
 	if o["bridge"] == "" {
 		return pact.NetSpec{}, errors.New("bridge=NAME is needed")
 	}
-	n := pact.NetSpec{Bridge: o["bridge"], MAC: o["mac"]}
+	return makeNet(o["bridge"], o["mac"])
+}
+
+// makeNet is a network card on a bridge; without a MAC address it gets one.
+func makeNet(bridge, address string) (pact.NetSpec, error) {
+	n := pact.NetSpec{Bridge: bridge, MAC: address}
 	if n.MAC == "" {
 		n.MAC = randomMAC().String()
 	}

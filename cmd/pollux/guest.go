@@ -19,7 +19,7 @@ func (p *program) guestCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		p.guestCreateCommand(), p.guestStartCommand(), p.guestStopCommand(), p.guestDeleteCommand(),
+		p.guestCreateCommand(), p.guestImportCommand(), p.guestStartCommand(), p.guestStopCommand(), p.guestDeleteCommand(),
 		p.guestListCommand(), p.guestStatusCommand(), p.guestSwitchoverCommand(), p.guestProtectCommand(),
 	)
 	return cmd
