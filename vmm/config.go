@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/pollux-ha/pollux/vmm/legacy"
 	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
@@ -24,6 +25,9 @@ type Config struct {
 
 	Disks []DiskConfig
 	Nets  []NetConfig
+
+	// Generation is the VM generation ID that a booting guest sees. A restored one keeps its own.
+	Generation legacy.GenerationID
 
 	ConsoleIn io.Reader       // what is typed on the guest's console; may be nil
 	Output    platform.Output // where all that leaves the guest goes; nil drops it

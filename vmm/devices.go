@@ -22,6 +22,9 @@ type devices struct {
 	serial  *legacy.Serial
 	acpi    *legacy.ACPI
 
+	watchdog   *pci.Watchdog
+	generation *legacy.Generation
+
 	all []any // in the order in which they were made
 }
 
@@ -70,6 +73,23 @@ func (m *Machine) addDevices() error {
 		return fmt.Errorf("make the power management block: %w", err)
 	}
 	d.all = append(d.all, d.console, rng, d.serial, rtc, keyboard, d.acpi)
+	return m.addWatchers(host)
+}
+
+// addWatchers makes what tells of the guest's health and identity. The device lock is held.
+func (m *Machine) addWatchers(host *pci.Host) (err error) {
+	d := &m.devices
+	if d.watchdog, err = pci.NewWatchdog(m, host); err != nil {
+		return fmt.Errorf("make the watchdog: %w", err)
+	}
+	panicked, err := legacy.NewPVPanic(m, func() { m.log.Warn("the guest's kernel has panicked and handles that itself") })
+	if err != nil {
+		return fmt.Errorf("make the panic port: %w", err)
+	}
+	if d.generation, err = legacy.NewGeneration(m, d.acpi, m.cfg.Generation); err != nil {
+		return fmt.Errorf("make the generation ID: %w", err)
+	}
+	d.all = append(d.all, d.watchdog, panicked, d.generation)
 	return nil
 }
 
@@ -169,6 +189,13 @@ func (m *Machine) CopyDisk(disk int, offset, n int64) {
 				zap.Int64("bytes", n), zap.Error(err))
 		}
 	})
+}
+
+// SetGeneration changes the VM generation ID that the guest sees; one that runs hears of it.
+func (m *Machine) SetGeneration(id legacy.GenerationID) {
+	m.Lock()
+	defer m.Unlock()
+	m.devices.generation.Set(id)
 }
 
 // PowerButton presses the guest's power button.

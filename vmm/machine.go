@@ -275,6 +275,7 @@ func (m *Machine) Start() error {
 	}
 	if m.clock.loaded && m.clock.advance > 0 {
 		m.devices.acpi.Advance(m.clock.advance)
+		m.devices.watchdog.Advance(m.clock.advance)
 	}
 	if err := m.setClock(); err != nil {
 		return fmt.Errorf("set the guest's clocks: %w", err)

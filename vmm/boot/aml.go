@@ -19,6 +19,7 @@ const (
 	amlBuffer           = 0x11
 	amlPackage          = 0x12
 	amlMethod           = 0x14
+	amlDualNamePrefix   = 0x2e
 	amlExtPrefix        = 0x5b
 	amlDevice           = 0x82 // after amlExtPrefix
 	amlArg0             = 0x68
@@ -26,6 +27,7 @@ const (
 	amlAnd              = 0x7b
 	amlOr               = 0x7d
 	amlCreateDWordField = 0x8a
+	amlNotify           = 0x86
 	amlEqual            = 0x93
 	amlIf               = 0xa0
 	amlElse             = 0xa1
@@ -59,10 +61,20 @@ func pkg(code []byte, terms ...[]byte) []byte {
 	return concat(code, length, body)
 }
 
-// nameString encodes one segment, with the root prefix where name starts with a backslash.
+// nameString encodes a path of one or two segments, with the root prefix where it starts with a backslash
+// (20.2.2).
 func nameString(name string) []byte {
-	seg := strings.TrimPrefix(name, `\`)
-	return append([]byte(name[:len(name)-len(seg)]), (seg + "____")[:4]...)
+	path := strings.TrimPrefix(name, `\`)
+	b := []byte(name[:len(name)-len(path)])
+	first, second, dual := strings.Cut(path, ".")
+	if dual {
+		b = append(b, amlDualNamePrefix)
+	}
+	b = append(b, (first + "____")[:4]...)
+	if dual {
+		b = append(b, (second + "____")[:4]...)
+	}
+	return b
 }
 
 func integer(v uint32) []byte {

@@ -16,7 +16,10 @@ func dsdt(cpus int) []byte {
 	off := integer(platform.SleepTypeS5)
 	return concat(
 		named(`\_S5`, packageOf(off, off, integer(0), integer(0))),
-		scope(`\_SB`, append(processors(cpus), hostBridge(), motherboard())...),
+		scope(`\_SB`, append(processors(cpus), hostBridge(), motherboard(), panicPort(), generation())...),
+		// The handler of the event by which a changed generation ID is told: an edge, nothing to ask.
+		scope(`\_GPE`, method(fmt.Sprintf("_E%02X", platform.GPEGeneration), 0,
+			op(amlNotify, nameString(`\_SB.VGEN`), integer(0x80)))),
 	)
 }
 
@@ -95,4 +98,21 @@ func motherboard() []byte {
 		named("_HID", eisaID("PNP0C02")),
 		named("_UID", integer(0)),
 		named("_CRS", resources(memory32(platform.ECAMBase, platform.ECAMSize))))
+}
+
+// panicPort is pvpanic (QEMU, docs/specs/pvpanic.rst).
+func panicPort() []byte {
+	return device("PVPN",
+		named("_HID", text("QEMU0001")),
+		named("_CRS", resources(ports(platform.PanicPort, 1))))
+}
+
+// generation tells where the VM generation ID lies (Microsoft, Virtual Machine Generation ID, 2012: _CID and
+// _DDN are given there; Linux looks for the first name, which is short enough for ACPI).
+func generation() []byte {
+	return device("VGEN",
+		named("_HID", text("PLLX0001")),
+		named("_CID", packageOf(text("VMGENCTR"), text("VM_Gen_Counter"))),
+		named("_DDN", text("VM_Gen_Counter")),
+		named("ADDR", packageOf(integer(platform.GenerationPage), integer(0))))
 }

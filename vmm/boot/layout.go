@@ -22,7 +22,7 @@ const (
 	cmdlineBase   = 0x20000
 	ebdaBase      = 0x9_FC00 // from here to 1 MiB belongs to the firmware
 	acpiBase      = 0xE_0000 // RSDP first: where kernels that were not told look for it
-	acpiEnd       = 0x10_0000
+	acpiEnd       = platform.GenerationPage
 	kernelMin     = 0x10_0000
 
 	// maxCmdline is the longest command line in bytes without its NUL; x86 Linux keeps 2,048.
