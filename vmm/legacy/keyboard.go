@@ -116,6 +116,11 @@ func (k *Keyboard) writeFast(v byte) {
 	k.fast = v & 3
 }
 
+// Reset implements platform.Resetter.
+func (k *Keyboard) Reset() {
+	k.command, k.config, k.output, k.status, k.control, k.fast = 0, 0, 0, 0, 0, 0
+}
+
 // StateID implements platform.Stateful.
 func (k *Keyboard) StateID() string { return "i8042" }
 

@@ -222,6 +222,16 @@ func (r *RTC) setField(index, v byte) {
 	r.setTime(t)
 }
 
+// Reset implements platform.Resetter. The clock has a battery: it keeps its time, its mode and its memory.
+// A guest that died while it was setting the time leaves the clock running.
+func (r *RTC) Reset() {
+	if r.ram[rtcB]&rtcBSet != 0 {
+		r.setTime(r.frozen)
+	}
+	r.index = 0
+	r.ram[rtcB] &= rtcBBinary | rtcB24Hours
+}
+
 // StateID implements platform.Stateful.
 func (r *RTC) StateID() string { return "rtc0" }
 

@@ -36,6 +36,8 @@ const (
 
 	serialInput = 64 << 10 // bytes of input that wait for the guest
 	loopbackMax = 16       // bytes of the FIFO
+
+	serialDivisor = 12 // 9600 baud
 )
 
 // Serial is a 16550A at COM1. Bytes leave through Output.Console at once, so the transmitter is
@@ -53,7 +55,7 @@ type Serial struct {
 
 // NewSerial maps COM1. The device lock is held.
 func NewSerial(p platform.Platform) (*Serial, error) {
-	s := &Serial{p: p, dll: 12} // 9600 baud
+	s := &Serial{p: p, dll: serialDivisor}
 	if err := p.Ports().Map(platform.SerialBase, 8, ports{s.read, s.write}); err != nil {
 		return nil, fmt.Errorf("map COM1: %w", err)
 	}
@@ -181,6 +183,15 @@ func (s *Serial) Activate() error {
 	s.line = s.pending() != iirNone
 	s.p.SetIRQ(platform.SerialIRQ, s.line)
 	return nil
+}
+
+// Reset implements platform.Resetter. What was typed for the old guest is not for the new one.
+func (s *Serial) Reset() {
+	s.input = s.input[:0]
+	s.ier, s.lcr, s.mcr, s.scr = 0, 0, 0, 0
+	s.dll, s.dlm = serialDivisor, 0
+	s.fifo, s.emptied = false, false
+	s.update()
 }
 
 // StateID implements platform.Stateful.

@@ -53,6 +53,7 @@ type Function struct {
 
 	cfg      [configSize]byte // registers
 	writable [configSize]byte // bits that the guest may change
+	powerOn  [configSize]byte // registers as Host.Add left them
 	bars     []*bar
 	msix     *MSIX
 	hooks    []hook
@@ -124,12 +125,10 @@ func (b *bar) set(f *Function, base uint64) {
 	binary.LittleEndian.PutUint64(f.cfg[regBAR+4*b.index:], base|barMemory64)
 }
 
-// decoded says where the register's window is to be mapped, if anywhere. Addresses outside of the
-// window that the ACPI tables announce have no effect: there may be RAM or another device.
+// decoded says where the register's window is to be mapped, if anywhere.
 func (b *bar) decoded(f *Function) (base uint64, ok bool) {
 	base = binary.LittleEndian.Uint64(f.cfg[regBAR+4*b.index:]) &^ 0xf
-	return base, f.cfg[regCommand]&commandMemory != 0 &&
-		base >= platform.PCIWindowBase && base < platform.PCIWindowEnd && b.size <= platform.PCIWindowEnd-base
+	return base, f.cfg[regCommand]&commandMemory != 0 && f.host.allows(base, b.size)
 }
 
 // AddCapability adds a capability: its id, the link, then body. writable has a bit set for each bit
@@ -267,6 +266,17 @@ func (f *Function) Load(r *codec.Reader) (apply func()) {
 		f.host.remap()
 		f.driveINTx()
 	}
+}
+
+// Reset brings the registers to their values after Host.Add, and the MSI-X table to that of a function
+// that nobody has set up. The interrupt line is low after it.
+func (f *Function) Reset() {
+	f.cfg, f.intx = f.powerOn, false
+	if f.msix != nil {
+		f.msix.reset()
+	}
+	f.host.remap()
+	f.driveINTx()
 }
 
 // Activate sends the messages that are pending and allowed to go.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/pollux-ha/pollux/vmm/bus"
+	"github.com/pollux-ha/pollux/vmm/memory"
 	"github.com/pollux-ha/pollux/vmm/platform"
 	"github.com/pollux-ha/pollux/vmm/platform/codec"
 )
@@ -26,6 +27,12 @@ const (
 type Host struct {
 	p         platform.Platform
 	functions [slots]*Function
+	mch, lpc  *Function // the chipset's own
+	highBase  uint64    // where MMIO above the RAM begins
+
+	ecamMapped bool
+	ecamAt     uint64 // if mapped
+
 	next      uint64 // where the next base address register goes
 	address   uint32 // CONFIG_ADDRESS
 	reset     uint8  // the reset control register, port 0xcf9
@@ -35,12 +42,11 @@ type Host struct {
 
 // NewHost makes a host with a host bridge at 00:00.0 and maps its configuration ports and ECAM.
 func NewHost(p platform.Platform) (*Host, error) {
-	h := &Host{p: p, next: platform.PCIWindowBase, level: map[int]bool{}}
-	bridge := NewFunction(Config{
-		Vendor: 0x8086, Device: 0x0d57, // a host bridge that needs no driver and no quirk
-		Class: 0x060000,
-	})
-	if err := h.Add(bridge); err != nil {
+	h := &Host{p: p, next: platform.PCIWindowBase, highBase: memory.HighBase, level: map[int]bool{}}
+	for _, r := range p.RAM().Regions() {
+		h.highBase = max(h.highBase, r.GPA+r.Size)
+	}
+	if err := h.newBridges(); err != nil {
 		return nil, err
 	}
 	for _, w := range []struct {
@@ -51,7 +57,6 @@ func NewHost(p platform.Platform) (*Host, error) {
 	}{
 		{"the PCI address port", p.Ports(), portAddress, 4, (*addressPort)(h)},
 		{"the PCI data port", p.Ports(), portData, 4, (*dataPort)(h)},
-		{"PCI Express configuration space", p.MMIO(), platform.ECAMBase, platform.ECAMSize, (*ecam)(h)},
 	} {
 		if err := w.space.Map(w.base, w.size, w.h); err != nil {
 			return nil, fmt.Errorf("map %s: %w", w.name, err)
@@ -68,8 +73,12 @@ func (h *Host) Add(f *Function) error {
 		slot++
 	}
 	if slot == slots {
-		return fmt.Errorf("no free PCI slot: a machine has at most %d devices", slots-1)
+		return fmt.Errorf("no free PCI slot: a machine has at most %d devices", slots-2)
 	}
+	return h.addAt(slot, f)
+}
+
+func (h *Host) addAt(slot int, f *Function) error {
 	for _, b := range f.bars {
 		at := (h.next + b.size - 1) &^ (b.size - 1)
 		if at+b.size > platform.PCIWindowEnd {
@@ -85,6 +94,7 @@ func (h *Host) Add(f *Function) error {
 	if f.cfg[regInterruptPin] != 0 {
 		f.cfg[regInterruptLine] = byte(platform.PCIInterrupt(slot))
 	}
+	f.powerOn = f.cfg
 	h.functions[slot] = f
 	h.remap()
 	return nil
@@ -98,6 +108,7 @@ func (h *Host) remap() {
 		b    *bar
 		base uint64
 	}
+	h.moveECAM(true)
 	var accepted []span
 	for _, f := range h.functions {
 		if f == nil {
@@ -137,6 +148,7 @@ func (h *Host) remap() {
 			}
 		}
 	}
+	h.moveECAM(false)
 	for _, a := range accepted {
 		if a.b.mapped {
 			continue
@@ -179,6 +191,13 @@ func (h *Host) Activate() error {
 	return nil
 }
 
+// Reset implements platform.Resetter for the host and its bridge. Each device resets its own function.
+func (h *Host) Reset() {
+	h.address, h.reset = 0, 0
+	h.mch.Reset()
+	h.lpc.Reset()
+}
+
 func (h *Host) read(bdf, off int, data []byte) {
 	for i := range data {
 		data[i] = 0xff
@@ -209,18 +228,18 @@ func (h *Host) StateID() string { return "pci-host" }
 func (h *Host) StateVersion() uint16 { return 1 }
 
 // SaveState implements platform.Stateful. The functions' own registers are part of their devices'
-// state; only the bridge's are saved here.
+// state; only the bridges' are saved here.
 func (h *Host) SaveState(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, h.address)
 	b = append(b, h.reset)
-	return h.functions[0].Save(b)
+	return h.lpc.Save(h.mch.Save(b))
 }
 
 // RestoreState implements platform.Stateful.
 func (h *Host) RestoreState(_ uint16, b []byte) error {
 	r := codec.NewReader(b)
 	address, reset := r.U32(), r.U8()
-	apply := h.functions[0].Load(r)
+	applyMCH, applyLPC := h.mch.Load(r), h.lpc.Load(r)
 	if address&^addressWritable != 0 {
 		r.Failf("PCI address register %#x", address)
 	}
@@ -228,7 +247,8 @@ func (h *Host) RestoreState(_ uint16, b []byte) error {
 		return err
 	}
 	h.address, h.reset = address, reset
-	apply()
+	applyMCH()
+	applyLPC()
 	return nil
 }
 

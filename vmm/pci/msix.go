@@ -159,6 +159,15 @@ func (p *msixPBA) Read(off uint64, data []byte) {
 
 func (p *msixPBA) Write(uint64, []byte) {} // read-only
 
+func (m *MSIX) reset() {
+	clear(m.table)
+	for i := range m.vectors {
+		m.table[i*entrySize+entryControl] = entryMasked
+		m.vectors[i].routed = false
+	}
+	m.pending = 0
+}
+
 func (m *MSIX) save(b []byte) []byte {
 	b = append(b, m.table...)
 	return binary.LittleEndian.AppendUint64(b, m.pending)

@@ -55,6 +55,12 @@ func (c *Console) Spoken() bool {
 	return c.status&statusDriverOK != 0 && (c.spoke || c.queues[consoleTX].done != 0)
 }
 
+// Reset implements platform.Resetter. What was typed for the old guest is not for the new one.
+func (c *Console) Reset() {
+	c.device.Reset()
+	c.input = c.input[:0]
+}
+
 func (c *Console) start()          {}
 func (c *Console) reset()          { c.spoke = false }
 func (c *Console) activate() error { return nil }

@@ -364,6 +364,13 @@ func (d *device) resetDevice() {
 	d.model.reset()
 }
 
+// Reset implements platform.Resetter.
+func (d *device) Reset() {
+	d.resetDevice()
+	d.generation = 0
+	d.fn.Reset()
+}
+
 // Activate implements platform.Activator.
 func (d *device) Activate() error {
 	d.active = true
