@@ -13,14 +13,18 @@ import (
 // The machine's fixed addresses, all guest-physical. RAM ends below memory.LowLimit and goes on
 // at memory.HighBase.
 const (
-	PCIWindowBase = 0xC000_0000 // BARs live in [PCIWindowBase, PCIWindowEnd)
+	PCIMemoryBase = 0x8000_0000 // a guest may put BARs anywhere in [PCIMemoryBase, PCIMemoryEnd) but into the ECAM
+	PCIMemoryEnd  = 0xFC00_0000
+	PCIWindowBase = 0xC000_0000 // without firmware BARs lie in [PCIWindowBase, PCIWindowEnd)
 	PCIWindowEnd  = 0xE000_0000
-	ECAMBase      = 0xE000_0000 // PCI Express configuration space, 256 buses of 1 MiB
+	ECAMBase      = 0xE000_0000 // PCI Express configuration space, 256 buses of 1 MiB; firmware may move it
 	ECAMSize      = 0x1000_0000
 	IOAPICBase    = 0xFEC0_0000
 	LAPICBase     = 0xFEE0_0000
-	TSSBase       = 0xFFFB_D000 // KVM_SET_TSS_ADDR, three pages
-	IdentityMap   = 0xFFFB_C000 // KVM_SET_IDENTITY_MAP_ADDR, one page
+	TSSBase       = 0xFEFF_D000 // KVM_SET_TSS_ADDR, three pages
+	IdentityMap   = 0xFEFF_C000 // KVM_SET_IDENTITY_MAP_ADDR, one page
+	FlashBase     = 0xFFC0_0000 // firmware's flash memory: variables, then code up to the reset vector
+	FlashSize     = 0x0040_0000
 
 	PMBase     = 0x600 // ACPI PM1a event (4 bytes), then PM1a control at +4 (2 bytes), PM timer at +8 (4 bytes), GPE0 at +0x20
 	SerialBase = 0x3f8 // COM1, ISA IRQ 4
@@ -64,11 +68,21 @@ type Platform interface {
 	PowerEvent(PowerEvent)
 }
 
+// Frames are what passes between a NIC and the network: an Ethernet frame, perhaps one that is still to be
+// cut into segments or lacks its checksum, after a header that says so: struct virtio_net_hdr of virtio
+// 1.2, section 5.1.6, with the number of the queue pair in place of num_buffers. A header of zeros is that
+// of a plain frame.
+const (
+	FrameHeaderBytes = 12
+	// MaxFrameBytes bounds a frame with its header: 64 KiB to be segmented and some for what is around it.
+	MaxFrameBytes = 65550 + 64
+)
+
 // Output receives all that the outside world or the disk may see of the guest. Implementations
 // hold it (output commit), mirror it, or let it through. Called with the device lock held.
 type Output interface {
-	// Transmit takes a whole Ethernet frame that the guest sent on NIC number nic. It must copy
-	// the frame before it returns.
+	// Transmit takes a whole Ethernet frame that the guest sent on NIC number nic, after a header of
+	// FrameHeaderBytes. It must copy the frame before it returns.
 	Transmit(nic int, frame []byte)
 	// Console takes bytes that the guest wrote to its console. It must copy them.
 	Console(p []byte)
