@@ -16,8 +16,9 @@ const (
 	// PageSize is the unit of dirty tracking, in bytes.
 	PageSize = 4096
 	// LowLimit is the guest-physical address at which the RAM below 4 GiB ends at the
-	// latest. From here to 4 GiB lie PCI windows, ECAM, IOAPIC and LAPIC.
-	LowLimit = 0xC000_0000
+	// latest. From here to 4 GiB lie PCI windows, ECAM, IOAPIC, LAPIC and flash. Firmware for the Q35
+	// chipset takes for granted that it is not above 0xB0000000.
+	LowLimit = 0x8000_0000
 	// HighBase is where RAM that does not fit below LowLimit goes on.
 	HighBase = 1 << 32
 	// MinSize and MaxSize bound a guest's RAM, in bytes.

@@ -71,7 +71,10 @@ func TestConfigurationMechanisms(t *testing.T) {
 		n        int
 		want     uint32
 	}{
-		{"host bridge", 0, 0, 4, 0x0d578086},
+		{"host bridge", 0, 0, 4, 0x29c08086},
+		{"LPC bridge", 31 << 3, 0, 4, 0x29188086},
+		{"power management block", 31 << 3, 0x40, 4, platform.PMBase | 1},
+		{"power management block is on", 31 << 3, 0x44, 1, 0x80},
 		{"host bridge's class", 0, 8, 4, 0x06000000},
 		{"device's vendor", 1 << 3, 0, 2, 0x1af4},
 		{"device's id", 1 << 3, 2, 2, 0x1234},
@@ -138,11 +141,80 @@ func TestBARMoves(t *testing.T) {
 	if p.base != to || m.Load(to+0x10, 4) != 0x1234 {
 		t.Fatalf("moved to %#x, reads %#x", p.base, m.Load(to+0x10, 4))
 	}
-	for _, bad := range []uint64{0, 0x1000, platform.PCIWindowBase - 4096, platform.PCIWindowEnd, platform.ECAMBase, 1 << 40, ^uint64(0)} {
+	for _, bad := range []uint64{0, 0x1000, platform.PCIMemoryBase - 4096, platform.PCIMemoryEnd, platform.ECAMBase, platform.IOAPICBase, platform.FlashBase, ^uint64(0)} {
 		m.Store(config(1)+0x10, 8, bad)
 		if p.base != 0 {
 			t.Errorf("register %#x is decoded at %#x", bad, p.base)
 		}
+	}
+}
+
+// TestBARsGoWhereFirmwarePutsThem: into what is left below 4 GiB, and above RAM.
+func TestBARsGoWhereFirmwarePutsThem(t *testing.T) {
+	m, h := newHost(t)
+	p := newPart(t, m, h)
+	for _, to := range []uint64{platform.PCIMemoryBase, platform.PCIMemoryEnd - 4096, platform.ECAMBase - 4096, 1 << 40} {
+		m.Store(config(1)+0x10, 8, to)
+		m.Store(to+0x10, 4, to>>12)
+		if got := m.Load(to+0x10, 4); p.base != to || got != to>>12 {
+			t.Errorf("moved to %#x: the window is at %#x and reads %#x", to, p.base, got)
+		}
+	}
+}
+
+// TestConfigurationSpaceMoves does what OVMF does with PCIEXBAR, in the way of one device's window.
+func TestConfigurationSpaceMoves(t *testing.T) {
+	m, h := newHost(t)
+	p := newPart(t, m, h)
+	const to = 0xb000_0000
+	write := func(reg, v uint32) {
+		m.Out(0xcf8, 4, 1<<31|reg)
+		m.Out(0xcfc, 4, v)
+	}
+	m.Store(config(1)+0x10, 8, to+0x1000)
+	if p.base != to+0x1000 {
+		t.Fatalf("the window is at %#x", p.base)
+	}
+	write(mchPCIEXBAR, 0)
+	if got := m.Load(platform.ECAMBase, 4); got != 0xffffffff {
+		t.Fatalf("switched off, the space reads %#x", got)
+	}
+	write(mchPCIEXBAR+4, 0)
+	write(mchPCIEXBAR, to|pciexEnable)
+	if got := m.Load(to, 4); got != 0x29c08086 {
+		t.Fatalf("moved, the space reads %#x", got)
+	}
+	if base, ok := h.ECAM(); base != to || !ok {
+		t.Fatalf("the host has it at %#x, %t", base, ok)
+	}
+	if p.base != 0 {
+		t.Errorf("the device's window is still at %#x, in the space", p.base)
+	}
+	// Back at power-on; and a restored host has it where the saved one had it.
+	var state []byte
+	m.Do(func() {
+		state = h.SaveState(nil)
+		h.Reset()
+	})
+	if got := m.Load(platform.ECAMBase, 4); got != 0x29c08086 {
+		t.Fatalf("after a reset the space reads %#x at its old place", got)
+	}
+	m.Do(func() {
+		if err := h.RestoreState(1, state); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := m.Load(to, 4); got != 0x29c08086 {
+		t.Fatalf("restored, the space reads %#x", got)
+	}
+	// Over RAM it can't be.
+	write(mchPCIEXBAR, 0)
+	if _, ok := h.ECAM(); ok || m.Load(to, 4) != 0xffffffff {
+		t.Error("switched off, it is still there")
+	}
+	write(mchPCIEXBAR, 0x1000_0000|pciexEnable)
+	if _, ok := h.ECAM(); ok {
+		t.Error("it lies over RAM")
 	}
 }
 
@@ -328,7 +400,7 @@ func TestRestoreRefusesOtherDevices(t *testing.T) {
 
 func TestHostIsFull(t *testing.T) {
 	m, h := newHost(t)
-	for range slots - 1 {
+	for range slots - 2 {
 		newPart(t, m, h)
 	}
 	m.Do(func() {
