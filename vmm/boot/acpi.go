@@ -19,26 +19,58 @@ const (
 	rsdpSize   = 36
 	facsSize   = 64
 	fadtSize   = 276
+
+	checksumAt = 9 // in the common header
+	fadtFACS   = 36
+	fadtDSDT   = 40
+	fadtXDSDT  = 140
+	rsdpXSDT   = 24
 )
 
-// acpiTables builds all tables as one block that goes to acpiBase; the RSDP is its first part.
+// ACPIConfig is what the tables depend on.
+type ACPIConfig struct {
+	CPUs int
+	ECAM uint64 // where the PCI Express configuration space lies
+}
+
+// ACPITables builds all tables.
+func ACPITables(c ACPIConfig) *ACPISet {
+	s := &ACPISet{}
+	facsAt := s.add(facs(), ACPIAlign)
+	dsdtAt := s.add(table("DSDT", 2, dsdt(c)), 16)
+	fadtAt := s.add(fadt(uint64(facsAt), uint64(dsdtAt)), 16)
+	s.Tables[fadtAt+checksumAt] = 0
+	s.Pointers = append(s.Pointers, ACPIPointer{Offset: fadtAt + fadtFACS, Size: 4},
+		ACPIPointer{Offset: fadtAt + fadtDSDT, Size: 4}, ACPIPointer{Offset: fadtAt + fadtXDSDT, Size: 8})
+	s.Checksums = append(s.Checksums, ACPIChecksum{At: fadtAt + checksumAt, Start: fadtAt, Length: fadtSize})
+	roots := []int{fadtAt, s.add(madt(c.CPUs), 16), s.add(mcfg(c.ECAM), 16)}
+
+	var entries []byte
+	for _, at := range roots {
+		entries = binary.LittleEndian.AppendUint64(entries, uint64(at))
+	}
+	xsdt := table("XSDT", 1, entries)
+	xsdtAt := s.add(xsdt, 16)
+	s.Tables[xsdtAt+checksumAt] = 0
+	for i := range roots {
+		s.Pointers = append(s.Pointers, ACPIPointer{Offset: xsdtAt + headerSize + 8*i, Size: 8})
+	}
+	s.Checksums = append(s.Checksums, ACPIChecksum{At: xsdtAt + checksumAt, Start: xsdtAt, Length: len(xsdt)})
+
+	s.RSDP = rsdp(uint64(xsdtAt))
+	s.Pointers = append(s.Pointers, ACPIPointer{InRSDP: true, Offset: rsdpXSDT, Size: 8})
+	s.Checksums = append(s.Checksums, ACPIChecksum{InRSDP: true, At: 8, Length: 20}, ACPIChecksum{InRSDP: true, At: 32, Length: rsdpSize})
+	s.RSDP[8], s.RSDP[32] = 0, 0
+	return s
+}
+
+// acpiTables is all tables as one block that goes to acpiBase; the RSDP is its first part.
 func acpiTables(cpus int) ([]byte, error) {
-	le := binary.LittleEndian
-	b := make([]byte, rsdpSize)
-	place := func(table []byte, align int) uint64 {
-		for len(b)%align != 0 {
-			b = append(b, 0)
-		}
-		b = append(b, table...)
-		return acpiBase + uint64(len(b)-len(table))
-	}
-	facsAddr := place(facs(), 64)
-	dsdtAddr := place(table("DSDT", 2, dsdt(cpus)), 16)
-	var xsdt []byte
-	for _, t := range [][]byte{fadt(facsAddr, dsdtAddr), madt(cpus), mcfg()} {
-		xsdt = le.AppendUint64(xsdt, place(t, 16))
-	}
-	copy(b, rsdp(place(table("XSDT", 1, xsdt), 16)))
+	const rsdpRoom = (rsdpSize + ACPIAlign - 1) / ACPIAlign * ACPIAlign
+	s := ACPITables(ACPIConfig{CPUs: cpus, ECAM: platform.ECAMBase})
+	s.place(acpiBase + rsdpRoom)
+	b := append(append(make([]byte, 0, rsdpRoom+len(s.Tables)), s.RSDP...), make([]byte, rsdpRoom-rsdpSize)...)
+	b = append(b, s.Tables...)
 	if len(b) > acpiEnd-acpiBase {
 		return nil, fmt.Errorf("ACPI tables for %d vCPUs take %d bytes, there is room for %d", cpus, len(b), acpiEnd-acpiBase)
 	}
@@ -56,7 +88,7 @@ func table(signature string, revision byte, body []byte) []byte {
 	b = append(b, creatorID...)
 	b = le.AppendUint32(b, 1) // creator revision
 	b = append(b, body...)
-	b[9] = checksum(b)
+	b[checksumAt] = checksum(b)
 	return b
 }
 
@@ -77,7 +109,7 @@ func rsdp(xsdt uint64) []byte {
 	copy(b[9:], oemID)
 	b[15] = 2
 	le.PutUint32(b[20:], rsdpSize)
-	le.PutUint64(b[24:], xsdt)
+	le.PutUint64(b[rsdpXSDT:], xsdt)
 	b[8] = checksum(b[:20])
 	b[32] = checksum(b)
 	return b
@@ -115,8 +147,8 @@ func fadt(facs, dsdt uint64) []byte {
 	)
 	le := binary.LittleEndian
 	t := make([]byte, fadtSize)
-	le.PutUint32(t[36:], uint32(facs))
-	le.PutUint32(t[40:], uint32(dsdt))
+	le.PutUint32(t[fadtFACS:], uint32(facs))
+	le.PutUint32(t[fadtDSDT:], uint32(dsdt))
 	t[45] = profileEnterpriseServer
 	le.PutUint16(t[46:], platform.SCIIRQ)
 	le.PutUint32(t[56:], pm1Event)
@@ -132,7 +164,7 @@ func fadt(facs, dsdt uint64) []byte {
 	ioAddress(t[116:], platform.ResetPort, 1)
 	t[128] = platform.ResetValue
 	t[131] = 3 // minor version
-	le.PutUint64(t[140:], dsdt)
+	le.PutUint64(t[fadtXDSDT:], dsdt)
 	ioAddress(t[148:], pm1Event, pm1EventLen)
 	ioAddress(t[172:], pm1Control, pm1ControlLen)
 	ioAddress(t[208:], pmTimer, pmTimerLen)
@@ -180,10 +212,10 @@ func madt(cpus int) []byte {
 }
 
 // mcfg tells where the PCI Express configuration space lies (PCI Firmware Specification 3.2, 4.1.2).
-func mcfg() []byte {
+func mcfg(ecam uint64) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 8)
-	b = le.AppendUint64(b, platform.ECAMBase)
+	b = le.AppendUint64(b, ecam)
 	b = le.AppendUint16(b, 0) // segment
 	b = append(b, 0, lastBus)
 	b = le.AppendUint32(b, 0)

@@ -12,11 +12,11 @@ const lastBus = 0
 
 // dsdt is the definition block: what the machine has that can't be found by looking. There is no keyboard
 // to speak of, so its controller is not declared and nobody waits for it.
-func dsdt(cpus int) []byte {
+func dsdt(c ACPIConfig) []byte {
 	off := integer(platform.SleepTypeS5)
 	return concat(
 		named(`\_S5`, packageOf(off, off, integer(0), integer(0))),
-		scope(`\_SB`, append(processors(cpus), hostBridge(), motherboard(), panicPort(), generation())...),
+		scope(`\_SB`, append(processors(c.CPUs), hostBridge(c.ECAM), motherboard(c.ECAM), panicPort(), generation())...),
 		// The handler of the event by which a changed generation ID is told: an edge, nothing to ask.
 		scope(`\_GPE`, method(fmt.Sprintf("_E%02X", platform.GPEGeneration), 0,
 			op(amlNotify, nameString(`\_SB.VGEN`), integer(0x80)))),
@@ -33,21 +33,24 @@ func processors(n int) [][]byte {
 	return ps
 }
 
-func hostBridge() []byte {
+func hostBridge(ecam uint64) []byte {
 	const pciConfig = 0xcf8
+	resource := [][]byte{
+		wordSpace(spaceBus, 0, 0, lastBus),
+		ports(pciConfig, 8),
+		wordSpace(spaceIO, spaceEntireRange, 0, pciConfig-1),
+		wordSpace(spaceIO, spaceEntireRange, pciConfig+8, 0xffff),
+	}
+	// Memory: what the configuration space leaves of it.
+	resource = append(resource, memoryWindow(platform.PCIMemoryBase, min(ecam, platform.PCIMemoryEnd))...)
+	resource = append(resource, memoryWindow(ecam+platform.ECAMSize, platform.PCIMemoryEnd)...)
 	return device("PCI0",
 		named("_HID", eisaID("PNP0A08")),
 		named("_CID", eisaID("PNP0A03")),
 		named("_UID", integer(0)),
 		named("_SEG", integer(0)),
 		named("_BBN", integer(0)),
-		named("_CRS", resources(
-			wordSpace(spaceBus, 0, 0, lastBus),
-			ports(pciConfig, 8),
-			wordSpace(spaceIO, spaceEntireRange, 0, pciConfig-1),
-			wordSpace(spaceIO, spaceEntireRange, pciConfig+8, 0xffff),
-			dwordMemory(platform.PCIWindowBase, platform.PCIWindowEnd-1),
-		)),
+		named("_CRS", resources(resource...)),
 		named("_PRT", interruptPins()),
 		osc(),
 		device("COM1",
@@ -58,6 +61,13 @@ func hostBridge() []byte {
 			named("_HID", eisaID("PNP0B00")),
 			named("_CRS", resources(ports(0x70, 2), irq(8)))),
 	)
+}
+
+func memoryWindow(base, end uint64) [][]byte {
+	if base >= end {
+		return nil
+	}
+	return [][]byte{dwordMemory(uint32(base), uint32(end-1))}
 }
 
 // interruptPins is the routing table (6.2.13): INTA# of each slot, hard-wired to the IOAPIC. Devices use the
@@ -93,11 +103,11 @@ func osc() []byte {
 }
 
 // motherboard reserves the PCI Express configuration space, which no BAR may take.
-func motherboard() []byte {
+func motherboard(ecam uint64) []byte {
 	return device("MBRD",
 		named("_HID", eisaID("PNP0C02")),
 		named("_UID", integer(0)),
-		named("_CRS", resources(memory32(platform.ECAMBase, platform.ECAMSize))))
+		named("_CRS", resources(memory32(uint32(ecam), platform.ECAMSize))))
 }
 
 // panicPort is pvpanic (QEMU, docs/specs/pvpanic.rst).
