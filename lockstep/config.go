@@ -72,6 +72,8 @@ type Config struct {
 	Disks []Disk
 	// Console takes what the guest wrote to its console, when it may be seen. Nil drops it.
 	Console func(p []byte)
+	// Agent takes what the guest's agent said, when it may be heard. Nil drops it.
+	Agent func(p []byte)
 	// MACs are the guest's network cards, for announcements.
 	MACs []net.HardwareAddr
 	Log  *zap.Logger

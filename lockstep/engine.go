@@ -307,9 +307,15 @@ func (e *Engine) flush() {
 }
 
 func (e *Engine) emit(f checkpoint.Frame) {
-	if f.NIC == consoleNIC {
+	switch f.NIC {
+	case consoleNIC:
 		if e.cfg.Console != nil {
 			e.cfg.Console(f.Data)
+		}
+		return
+	case agentNIC:
+		if e.cfg.Agent != nil {
+			e.cfg.Agent(f.Data)
 		}
 		return
 	}

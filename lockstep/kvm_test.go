@@ -286,9 +286,11 @@ func TestRealGuest(t *testing.T) {
 // direct lets everything out.
 type direct struct{ far *os.File }
 
-func (d *direct) Transmit(_ int, frame []byte)   { d.far.Write(frame) }
-func (d *direct) Console([]byte)                 {}
-func (d *direct) DiskWritten(int, int64, []byte) {}
+func (d *direct) Transmit(_ int, frame []byte)       { d.far.Write(frame) }
+func (d *direct) Console([]byte)                     {}
+func (d *direct) Agent([]byte)                       {}
+func (d *direct) DiskWritten(int, int64, []byte)     {}
+func (d *direct) DiskZeroed(int, int64, int64, bool) {}
 
 // BenchmarkAnswer measures what protection adds to the smallest request's latency (P3): run it with
 // -bench . -run NONE and compare solo with protected of the same run.

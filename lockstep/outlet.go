@@ -25,8 +25,12 @@ type Release interface {
 	counts() (frames, bytes int)
 }
 
-// consoleNIC marks console output in the queue; it is not a frame and travels nowhere.
-const consoleNIC = 0xff
+// Marks of output in the queue that is not a frame. It waits as frames do, but travels nowhere: who reads
+// it reads it on this host.
+const (
+	agentNIC   = 0xfe // the agent's channel
+	consoleNIC = 0xff
+)
 
 // outputCommit holds output until its epoch is committed. It is guarded by the Engine's mutex.
 type outputCommit struct {
@@ -90,10 +94,10 @@ func (o *outputCommit) seal(e pact.Epoch) []checkpoint.Frame {
 	o.sealed = append(o.sealed, sealedOutput{e, items})
 	frames := items
 	for i, f := range items {
-		if f.NIC == consoleNIC {
+		if f.NIC >= agentNIC {
 			frames = append([]checkpoint.Frame(nil), items[:i]...)
 			for _, f := range items[i:] {
-				if f.NIC != consoleNIC {
+				if f.NIC < agentNIC {
 					frames = append(frames, f)
 				}
 			}

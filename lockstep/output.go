@@ -10,7 +10,7 @@ var _ platform.Output = (*Engine)(nil)
 
 // Transmit takes a frame that the guest sends. The device lock is held.
 func (e *Engine) Transmit(nic int, frame []byte) {
-	if len(frame) > checkpoint.MaxFrameBytes || nic < 0 || nic >= consoleNIC {
+	if len(frame) > checkpoint.MaxFrameBytes || nic < 0 || nic >= agentNIC {
 		return // no wire would take it
 	}
 	e.output(checkpoint.Frame{NIC: uint8(nic), Data: frame})
@@ -18,6 +18,9 @@ func (e *Engine) Transmit(nic int, frame []byte) {
 
 // Console takes what the guest writes to its console. The device lock is held.
 func (e *Engine) Console(p []byte) { e.output(checkpoint.Frame{NIC: consoleNIC, Data: p}) }
+
+// Agent takes what the guest's agent writes to its channel. The device lock is held.
+func (e *Engine) Agent(p []byte) { e.output(checkpoint.Frame{NIC: agentNIC, Data: p}) }
 
 func (e *Engine) output(f checkpoint.Frame) {
 	e.mu.Lock()
@@ -43,23 +46,55 @@ func (e *Engine) output(f checkpoint.Frame) {
 
 // DiskWritten notes a write that has landed in the local disk. The device lock is held.
 func (e *Engine) DiskWritten(disk int, offset int64, data []byte) {
+	e.diskChanged(checkpoint.DiskWrite{Disk: uint8(disk), Offset: offset, Data: data})
+}
+
+// DiskZeroed notes a range that has become zero in the local disk. The device lock is held.
+func (e *Engine) DiskZeroed(disk int, offset, n int64, unmap bool) {
+	e.diskChanged(checkpoint.DiskWrite{Disk: uint8(disk), Offset: offset, Zeros: n, Unmap: unmap})
+}
+
+// zeroCost is what a zeroed range counts as a disk write, in bytes: about what the replica could write
+// in the time that it takes.
+const zeroCost = 4096
+
+func (e *Engine) diskChanged(w checkpoint.DiskWrite) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	disk, n := int(w.Disk), w.Len()
 	if disk < len(e.written) {
-		e.written[disk].newer.add(offset, len(data))
+		e.written[disk].newer.add(w.Offset, n)
 	}
 	if !e.run.mirroring {
 		return
 	}
-	e.run.writes = append(e.run.writes, checkpoint.DiskWrite{Disk: uint8(disk), Offset: offset, Data: data})
-	e.run.writeBytes += len(data)
+	if !joined(e.run.writes, &w) {
+		e.run.writes = append(e.run.writes, w)
+		e.run.writeBytes += len(w.Data)
+		if w.Zeros > 0 {
+			e.run.writeBytes += zeroCost
+		}
+	}
 	if s := e.stream; s != nil && s.fill != nil {
-		s.fill.mirrored(disk, offset, len(data))
+		s.fill.mirrored(disk, w.Offset, n)
 	}
 	if e.stream == nil && e.run.writeBytes > 4*e.cfg.WriteBytes {
 		e.forgetImage() // nobody comes back for all this
 	}
 	e.kick()
+}
+
+// joined makes w part of the last of writes where it goes on zeroing there, as the copy of a sparse disk does.
+func joined(writes []checkpoint.DiskWrite, w *checkpoint.DiskWrite) bool {
+	if w.Zeros == 0 || len(writes) == 0 {
+		return false
+	}
+	last := &writes[len(writes)-1]
+	if last.Zeros == 0 || last.Disk != w.Disk || last.Unmap != w.Unmap || last.Offset+last.Zeros != w.Offset {
+		return false
+	}
+	last.Zeros += w.Zeros
+	return true
 }
 
 // noteDurable forgets the blocks whose writes the replica has made durable.

@@ -33,7 +33,9 @@ func (o *transcript) Console(p []byte) {
 	defer o.mu.Unlock()
 	o.console = append(o.console, p...)
 }
-func (o *transcript) DiskWritten(int, int64, []byte) {}
+func (o *transcript) Agent([]byte)                       {}
+func (o *transcript) DiskWritten(int, int64, []byte)     {}
+func (o *transcript) DiskZeroed(int, int64, int64, bool) {}
 func (o *transcript) text() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -111,9 +111,11 @@ func (m *Machine) PowerEvent(e platform.PowerEvent) {
 // discard is the output of a machine without one.
 type discard struct{}
 
-func (discard) Transmit(int, []byte)           {}
-func (discard) Console([]byte)                 {}
-func (discard) DiskWritten(int, int64, []byte) {}
+func (discard) Transmit(int, []byte)               {}
+func (discard) Console([]byte)                     {}
+func (discard) Agent([]byte)                       {}
+func (discard) DiskWritten(int, int64, []byte)     {}
+func (discard) DiskZeroed(int, int64, int64, bool) {}
 
 // kickAll runs what the guest's notifications run. Those that were on their way when a checkpoint
 // was taken are not part of it, and one too many does no harm.

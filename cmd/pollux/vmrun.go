@@ -156,7 +156,12 @@ func (o *vmOutput) Transmit(nic int, frame []byte) {
 
 func (o *vmOutput) Console(p []byte) { o.console.print(p) }
 
+// Agent drops what the guest's agent says: nobody has asked it anything.
+func (o *vmOutput) Agent([]byte) {}
+
 func (o *vmOutput) DiskWritten(int, int64, []byte) {}
+
+func (o *vmOutput) DiskZeroed(int, int64, int64, bool) {}
 
 // machine opens all that the options name. release closes it again.
 func (o vmOptions) machine() (config vmm.Config, release func() error, err error) {

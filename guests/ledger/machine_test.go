@@ -35,8 +35,10 @@ type passing struct {
 func (o *passing) Transmit(nic int, frame []byte) {
 	_ = o.machine.Emit(nic, frame) // a frame that the tap does not take is lost, as on any network
 }
-func (o *passing) Console(p []byte)               { o.console.Write(p) }
-func (o *passing) DiskWritten(int, int64, []byte) {}
+func (o *passing) Console(p []byte)                   { o.console.Write(p) }
+func (o *passing) Agent([]byte)                       {}
+func (o *passing) DiskWritten(int, int64, []byte)     {}
+func (o *passing) DiskZeroed(int, int64, int64, bool) {}
 
 type guest struct {
 	machine *vmm.Machine

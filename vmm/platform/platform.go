@@ -86,6 +86,8 @@ type Output interface {
 	Transmit(nic int, frame []byte)
 	// Console takes bytes that the guest wrote to its console. It must copy them.
 	Console(p []byte)
+	// Agent takes bytes that the guest's agent wrote to its channel. It must copy them.
+	Agent(p []byte)
 	// DiskWritten says that data was written at the byte offset of disk number disk, in the order
 	// in which the writes happened, before the guest can see the completion. The callee owns data.
 	DiskWritten(disk int, offset int64, data []byte)

@@ -39,9 +39,21 @@ func (o *outlet) Console(p []byte) {
 	}
 }
 
+func (o *outlet) Agent(p []byte) {
+	if e := o.engine.Load(); e != nil {
+		e.Agent(p)
+	}
+}
+
 func (o *outlet) DiskWritten(disk int, offset int64, data []byte) {
 	if e := o.engine.Load(); e != nil {
 		e.DiskWritten(disk, offset, data)
+	}
+}
+
+func (o *outlet) DiskZeroed(disk int, offset, n int64, unmap bool) {
+	if e := o.engine.Load(); e != nil {
+		e.DiskZeroed(disk, offset, n, unmap)
 	}
 }
 

@@ -53,12 +53,13 @@ type Machine struct {
 	polls   map[*poll]bool
 	changed *sync.Cond // something was recorded
 
-	Frames []Frame
-	Writes []Write
-	Text   bytes.Buffer // console output
-	Power  []platform.PowerEvent
-	Lines  map[int]bool // levels of interrupt lines
-	MSIs   []*MSI
+	Frames    []Frame
+	Writes    []Write
+	Text      bytes.Buffer // console output
+	AgentText bytes.Buffer // of the agent's channel
+	Power     []platform.PowerEvent
+	Lines     map[int]bool // levels of interrupt lines
+	MSIs      []*MSI
 	// Events is all of the above in the order in which it happened, one short word each:
 	// "transmit 0", "write 0 4096+512", "msi 3".
 	Events []string
@@ -255,6 +256,9 @@ func (m *Machine) Transmit(nic int, frame []byte) {
 
 // Console implements platform.Output.
 func (m *Machine) Console(p []byte) { m.Text.Write(p) }
+
+// Agent implements platform.Output.
+func (m *Machine) Agent(p []byte) { m.AgentText.Write(p) }
 
 // DiskWritten implements platform.Output.
 func (m *Machine) DiskWritten(disk int, offset int64, data []byte) {
