@@ -85,7 +85,8 @@ type HigherTerm struct{ Term pact.Term }
 type DiskDigests struct {
 	Disk       uint8
 	ChunkBytes uint32
-	First      uint64 // number of the chunk that Digests[0] belongs to
+	First      uint64 // number of the first chunk that this is about
+	Zeros      uint64 // so many whole chunks from First on hold nothing but zeros; Digests are of those after them
 	Digests    []Digest
 	Last       bool // nothing follows for this disk
 }
@@ -115,12 +116,18 @@ type Page struct {
 	Data  []byte // PageSize bytes
 }
 
-// DiskWrite is a write to a disk, in the order in which the guest's disk executed it.
+// DiskWrite is a change of a disk, in the order in which the guest's disk made it: either Data was
+// written, or so many bytes became Zeros.
 type DiskWrite struct {
 	Disk   uint8
 	Offset int64 // bytes
 	Data   []byte
+	Zeros  int64 // bytes; Data is empty then
+	Unmap  bool  // the space of Zeros goes back to the storage
 }
+
+// Len is the number of bytes that change.
+func (w *DiskWrite) Len() int64 { return int64(len(w.Data)) + w.Zeros }
 
 // Frame is an Ethernet frame and the epoch to which it belongs.
 type Frame struct {

@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/zeebo/xxh3"
 
@@ -262,19 +263,37 @@ func (r *Reader) writes(c *cursor) error {
 	if err != nil {
 		return err
 	}
-	if r.writeBytes += int64(len(body)); r.writeBytes > r.limits.WriteBytes {
-		return fmt.Errorf("%w: more than %d bytes of disk writes in one epoch", ErrLimit, r.limits.WriteBytes)
-	}
+	r.writeBytes += int64(len(body))
 	body = append([]byte(nil), body...) // the writes refer to it and outlive the payload
 	for c = (&cursor{b: body}); len(c.b) > 0 && !c.short; {
-		w := DiskWrite{Disk: c.u8(), Offset: int64(c.u64())}
-		w.Data = c.bytes(uint64(c.u32()))
-		if w.Offset < 0 || len(w.Data) == 0 && !c.short {
-			return fmt.Errorf("%w: disk write of %d bytes at %d", ErrCorrupt, len(w.Data), w.Offset)
+		if r.writeBytes += writeCost; r.writeBytes > r.limits.WriteBytes {
+			return fmt.Errorf("%w: more than %d bytes of disk writes in one epoch", ErrLimit, r.limits.WriteBytes)
+		}
+		w, err := c.diskWrite()
+		if err != nil {
+			return err
 		}
 		r.epoch.Writes = append(r.epoch.Writes, w)
 	}
 	return c.end("disk writes")
+}
+
+func (c *cursor) diskWrite() (DiskWrite, error) {
+	disk, kind := c.u8(), c.u8()
+	w := DiskWrite{Disk: disk, Offset: int64(c.u64())}
+	n := c.u64()
+	if c.short {
+		return w, nil // the caller's end says so
+	}
+	if w.Offset < 0 || n == 0 || n > uint64(math.MaxInt64-w.Offset) || kind > writeUnmap {
+		return w, fmt.Errorf("%w: disk write of kind %d, %d bytes at %d", ErrCorrupt, kind, n, w.Offset)
+	}
+	if kind == writeData {
+		w.Data = c.bytes(n)
+	} else {
+		w.Zeros, w.Unmap = int64(n), kind == writeUnmap
+	}
+	return w, nil
 }
 
 func (r *Reader) held(c *cursor) error {

@@ -18,6 +18,12 @@ const (
 	pageRaw   = 1 // PageSize bytes follow
 	pageDelta = 2 // length u16, XXH3-64 of the resulting page u64, word-run delta
 
+	writeData  = 0 // the bytes follow
+	writeZeros = 1
+	writeUnmap = 2 // zeros, their space given back
+	// writeCost is what a disk write counts in Limits.WriteBytes beside its bytes on the wire.
+	writeCost = 64
+
 	// batchPages is how many pages share one frame and one S2 block.
 	batchPages    = 64
 	maxBatchBytes = batchPages * (PageSize + 16)
@@ -250,19 +256,33 @@ func (e *Encoder) machineState(w *Writer, state []byte) error {
 
 func (e *Encoder) diskWrites(w *Writer, writes []DiskWrite) error {
 	body := e.body[:0]
-	for _, wr := range writes {
+	add := func(wr *DiskWrite, kind byte, off, n int64, data []byte) error {
+		if len(body) > 0 && len(body)+len(data) > maxPartBytes {
+			if err := e.blob(w, kindWrites, &e.writes, body); err != nil {
+				return err
+			}
+			body = body[:0]
+		}
+		body = binary.LittleEndian.AppendUint64(append(body, wr.Disk, kind), uint64(off))
+		body = append(binary.LittleEndian.AppendUint64(body, uint64(n)), data...)
+		return nil
+	}
+	for i := range writes {
+		wr := &writes[i]
+		if wr.Zeros > 0 {
+			kind := byte(writeZeros)
+			if wr.Unmap {
+				kind = writeUnmap
+			}
+			if err := add(wr, kind, wr.Offset, wr.Zeros, nil); err != nil {
+				return err
+			}
+		}
 		for off, rest := wr.Offset, wr.Data; len(rest) > 0; {
 			n := min(len(rest), maxPartBytes)
-			if len(body) > 0 && len(body)+n > maxPartBytes {
-				if err := e.blob(w, kindWrites, &e.writes, body); err != nil {
-					return err
-				}
-				body = body[:0]
+			if err := add(wr, writeData, off, int64(n), rest[:n]); err != nil {
+				return err
 			}
-			body = append(body, wr.Disk)
-			body = binary.LittleEndian.AppendUint64(body, uint64(off))
-			body = binary.LittleEndian.AppendUint32(body, uint32(n))
-			body = append(body, rest[:n]...)
 			off, rest = off+int64(n), rest[n:]
 		}
 	}

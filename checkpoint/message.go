@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
 func (*Hello) kind() frameKind       { return kindHello }
@@ -22,8 +23,8 @@ const (
 	maxDisks = 32
 	// MaxDigestsPerMessage bounds the digests that one DiskDigests carries.
 	MaxDigestsPerMessage = 4096
-	// MaxFrameBytes bounds one Ethernet frame, segmentation offload included.
-	MaxFrameBytes = 65550 + 64
+	// MaxFrameBytes bounds one Ethernet frame with its header, segmentation offload included.
+	MaxFrameBytes = platform.MaxFrameBytes
 )
 
 // appendMessage appends the payload of m to b.
@@ -68,6 +69,7 @@ func appendMessage(b []byte, m Message) ([]byte, error) {
 		b = append(b, m.Disk, boolByte(m.Last))
 		b = le.AppendUint32(b, m.ChunkBytes)
 		b = le.AppendUint64(b, m.First)
+		b = le.AppendUint64(b, m.Zeros)
 		b = le.AppendUint16(b, uint16(len(m.Digests)))
 		for i := range m.Digests {
 			b = append(b, m.Digests[i][:]...)
@@ -121,7 +123,7 @@ func parseMessage(k frameKind, p []byte) (Message, error) {
 		m := &HigherTerm{Term: pact.Term(c.u64())}
 		return m, c.end("higher-term")
 	case kindDiskDigests:
-		m := &DiskDigests{Disk: c.u8(), Last: c.u8() != 0, ChunkBytes: c.u32(), First: c.u64()}
+		m := &DiskDigests{Disk: c.u8(), Last: c.u8() != 0, ChunkBytes: c.u32(), First: c.u64(), Zeros: c.u64()}
 		n := c.u16()
 		if n > MaxDigestsPerMessage {
 			return nil, fmt.Errorf("%w: %d digests in one message", ErrLimit, n)

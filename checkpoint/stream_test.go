@@ -76,6 +76,9 @@ func (g *guest) run() *Epoch {
 	e.State = bytes.Clone(g.state)
 	for range g.rnd.IntN(4) {
 		e.Writes = append(e.Writes, DiskWrite{Disk: uint8(g.rnd.IntN(2)), Offset: g.rnd.Int64N(1 << 40), Data: randomBytes(g.rnd, 1+g.rnd.IntN(9000))})
+		if g.rnd.IntN(2) == 0 {
+			e.Writes = append(e.Writes, DiskWrite{Disk: 1, Offset: g.rnd.Int64N(1 << 40), Zeros: 1 + g.rnd.Int64N(1<<40), Unmap: g.rnd.IntN(2) == 0})
+		}
 		e.Frames = append(e.Frames, Frame{Epoch: e.Number, NIC: 1, Data: randomBytes(g.rnd, g.rnd.IntN(1500))})
 	}
 	return e
@@ -93,7 +96,7 @@ func randomBytes(r *rand.Rand, n int) []byte {
 func sameWrites(a, b []DiskWrite) bool {
 	join := func(ws []DiskWrite) (out []DiskWrite) {
 		for _, w := range ws {
-			if n := len(out); n > 0 && out[n-1].Disk == w.Disk && out[n-1].Offset+int64(len(out[n-1].Data)) == w.Offset {
+			if n := len(out); n > 0 && w.Zeros == 0 && out[n-1].Zeros == 0 && out[n-1].Disk == w.Disk && out[n-1].Offset+int64(len(out[n-1].Data)) == w.Offset {
 				out[n-1].Data = append(bytes.Clone(out[n-1].Data), w.Data...)
 				continue
 			}
@@ -163,7 +166,7 @@ func TestMessages(t *testing.T) {
 		&Durable{Epoch: 5},
 		&Heartbeat{Term: 9, Sequence: 1 << 40},
 		&HigherTerm{Term: 10},
-		&DiskDigests{Disk: 1, ChunkBytes: 65536, First: 3, Digests: []Digest{{1}, {2}}, Last: true},
+		&DiskDigests{Disk: 1, ChunkBytes: 65536, First: 3, Zeros: 1 << 33, Digests: []Digest{{1}, {2}}, Last: true},
 		&Received{Frames: []Frame{{Epoch: 5, NIC: 0, Data: []byte("frame")}, {Epoch: 6, NIC: 1, Data: []byte("another")}}},
 		&Goodbye{Reason: "powered off"},
 	}
@@ -360,6 +363,22 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s: %v, want ErrLimit", name, err)
 		}
 	}
+	for name, w := range map[string]DiskWrite{
+		"zeros beyond any disk": {Offset: 1 << 62, Zeros: 1 << 62},
+		"zeros before it":       {Offset: -1, Zeros: 512},
+	} {
+		e := &Epoch{State: []byte{}, Writes: []DiskWrite{w}}
+		if _, err := NewReader(encode(e), newImage(4), DefaultLimits()).Next(); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v, want ErrCorrupt", name, err)
+		}
+	}
+	many := &Epoch{State: []byte{}}
+	for range 10 {
+		many.Writes = append(many.Writes, DiskWrite{Zeros: 512})
+	}
+	if _, err := NewReader(encode(many), newImage(4), Limits{StateBytes: 100, WriteBytes: 500, OutputBytes: 100}).Next(); !errors.Is(err, ErrLimit) {
+		t.Errorf("many small writes: %v, want ErrLimit", err)
+	}
 	outside := &Epoch{State: []byte{}, Pages: []uint32{4}, Data: make([]byte, PageSize)}
 	if _, err := NewReader(encode(outside), newImage(4), limits).Next(); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("page outside of RAM: %v, want ErrCorrupt", err)
@@ -395,7 +414,7 @@ func short(t testing.TB) []byte {
 		page[8] = byte(n)
 		_, err := enc.Encode(w, &Epoch{Number: n, Pages: []uint32{1, 2}, Data: append(bytes.Clone(page), make([]byte, PageSize)...),
 			Background: []Page{{3, make([]byte, PageSize)}}, State: make([]byte, 64),
-			Writes: []DiskWrite{{0, 512, []byte("sector")}}, Frames: []Frame{{n, 0, []byte("frame")}}})
+			Writes: []DiskWrite{{Offset: 512, Data: []byte("sector")}, {Disk: 1, Offset: 1024, Zeros: 1 << 20, Unmap: true}, {Zeros: 512}}, Frames: []Frame{{n, 0, []byte("frame")}}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,11 +13,11 @@ func newBlockSet(diskBytes int64) blockSet {
 	return make(blockSet, (blocks+63)/64)
 }
 
-func (s blockSet) add(offset int64, n int) {
+func (s blockSet) add(offset, n int64) {
 	if n <= 0 || offset < 0 {
 		return
 	}
-	for b := offset / BlockBytes; b <= (offset+int64(n)-1)/BlockBytes && b/64 < int64(len(s)); b++ {
+	for b := offset / BlockBytes; b <= (offset+n-1)/BlockBytes && b/64 < int64(len(s)); b++ {
 		s[b/64] |= 1 << (b % 64)
 	}
 }

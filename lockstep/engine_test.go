@@ -483,6 +483,44 @@ func TestSlowReplicaStopsAWritingGuest(t *testing.T) {
 	})
 }
 
+// A synchronization sends what is empty here as zeros, and zeroing what lies side by side is one record.
+func TestZeros(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1<<20)
+		b.protect()
+		b.same()
+		b.r.get(func() {
+			// The copies go by the chunk, so the quarter's neighbours may have come along.
+			if b.r.zeros < 128<<10 || b.r.zeros > 256<<10 {
+				t.Errorf("%d bytes came as zeros, of a quarter of a MiB", b.r.zeros)
+			}
+		})
+		b.until("nothing in flight", func() bool { s := b.status(); return s.EpochAcked == s.EpochCaptured })
+		b.m.guest(func() {
+			for i := range int64(8) {
+				b.m.out.DiskZeroed(0, 64<<10+i*512, 512, true)
+			}
+			b.m.out.DiskZeroed(0, 0, 512, true)
+			b.m.out.DiskZeroed(0, 512, 512, false)
+			clear(b.m.disks[0].data[64<<10 : 68<<10])
+			clear(b.m.disks[0].data[:1024])
+			b.e.mu.Lock()
+			defer b.e.mu.Unlock()
+			if got := len(b.e.run.writes); got != 3 || b.e.run.writeBytes != 3*zeroCost {
+				t.Errorf("%d records, counted as %d bytes", got, b.e.run.writeBytes)
+			}
+		})
+		b.until("nothing in flight", func() bool {
+			b.m.send("x")
+			synctest.Wait()
+			s := b.status()
+			return s.EpochAcked == s.EpochCaptured
+		})
+		b.same()
+		b.close()
+	})
+}
+
 func TestNotProtectedBeforeTheDisksAreCopied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1<<20)

@@ -19,6 +19,7 @@ import (
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/lockstep/core"
 	"github.com/pollux-ha/pollux/vmm"
+	"github.com/pollux-ha/pollux/vmm/blockfile"
 	"github.com/pollux-ha/pollux/vmm/memory"
 )
 
@@ -37,6 +38,7 @@ type fakeMachine struct {
 		Transmit(int, []byte)
 		Console([]byte)
 		DiskWritten(int, int64, []byte)
+		DiskZeroed(int, int64, int64, bool)
 	}
 
 	asked  chan struct{}
@@ -71,6 +73,18 @@ func (d *fakeDisk) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, d.data[off:]), nil
 }
 func (d *fakeDisk) Size() int64 { return int64(len(d.data)) }
+
+// NextData takes a disk of whole zero blocks for a sparse one.
+func (d *fakeDisk) NextData(offset int64) int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for at := offset; at < int64(len(d.data)); at = (at + 4096) &^ 4095 {
+		if !blockfile.IsZero(d.data[at:min((at+4096)&^4095, int64(len(d.data)))]) {
+			return at
+		}
+	}
+	return int64(len(d.data))
+}
 
 func newFakeMachine(t testing.TB, pages int, disks ...*fakeDisk) *fakeMachine {
 	ram, err := memory.New(uint64(pages) * memory.PageSize)
@@ -157,6 +171,10 @@ func (m *fakeMachine) CopyDisk(disk int, offset, n int64) {
 		defer m.lock.Unlock()
 		b := make([]byte, n)
 		m.disks[disk].ReadAt(b, offset)
+		if blockfile.IsZero(b) {
+			m.out.DiskZeroed(disk, offset, n, true)
+			return
+		}
 		m.out.DiskWritten(disk, offset, b)
 	}()
 }
@@ -223,6 +241,16 @@ func (m *fakeMachine) writeDisk(disk int, offset int64, data []byte) bool {
 		copy(d.data[offset:], data)
 		d.mu.Unlock()
 		m.out.DiskWritten(disk, offset, bytes.Clone(data))
+	})
+}
+
+func (m *fakeMachine) zeroDisk(disk int, offset, n int64) bool {
+	return m.guest(func() {
+		d := m.disks[disk]
+		d.mu.Lock()
+		clear(d.data[offset : offset+n])
+		d.mu.Unlock()
+		m.out.DiskZeroed(disk, offset, n, m.serial%2 == 0)
 	})
 }
 
@@ -320,6 +348,7 @@ type fakeReplica struct {
 	party pact.Party
 	ram   *memory.RAM
 	disks []*fakeDisk
+	zeros int64 // bytes of disks that came as zeros
 
 	mu         sync.Mutex
 	safe       map[string]bool // frames of acknowledged epochs
@@ -419,6 +448,10 @@ func (r *fakeReplica) serve(conn net.Conn) {
 			const chunk = 64 << 10
 			m := &checkpoint.DiskDigests{Disk: uint8(i), ChunkBytes: chunk, Last: true}
 			for off := 0; off < len(d.data); off += chunk {
+				if off+chunk <= len(d.data) && len(m.Digests) == 0 && blockfile.IsZero(d.data[off:off+chunk]) {
+					m.Zeros++
+					continue
+				}
 				m.Digests = append(m.Digests, xxh3.Hash128(d.data[off:min(off+chunk, len(d.data))]).Bytes())
 			}
 			if w.Write(m) != nil {
@@ -437,6 +470,8 @@ func (r *fakeReplica) serve(conn net.Conn) {
 			m.Apply(r.ram)
 			for _, wr := range m.Writes {
 				copy(r.disks[wr.Disk].data[wr.Offset:], wr.Data)
+				clear(r.disks[wr.Disk].data[wr.Offset:][:wr.Zeros])
+				r.zeros += wr.Zeros
 			}
 			r.last, r.sum, r.state, r.flags = m.Number, m.Digest, string(m.State), m.Flags
 			r.whole = m.Flags&checkpoint.FlagSyncing == 0
@@ -533,7 +568,9 @@ func newBench(t testing.TB, diskBytes int) *bench {
 		for i := range a.data {
 			a.data[i] = byte(rng.Uint32())
 		}
-		copy(b.data, a.data[:diskBytes/2]) // the other half differs
+		copy(b.data[diskBytes/2:], a.data[diskBytes/2:]) // the other half differs
+		clear(a.data[diskBytes/2 : diskBytes*3/4])       // what is empty here and not there
+		clear(a.data[:diskBytes/8])                      // and on both
 		here, there = append(here, a), append(there, b)
 	}
 	b := &bench{t: t, m: newFakeMachine(t, testPages, here...), h: newFakeHost(t), r: newFakeReplica(t, testPages, there...)}

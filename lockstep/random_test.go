@@ -67,7 +67,10 @@ func randomSchedule(t *testing.T, seed uint64) {
 		case 9, 10:
 			data := make([]byte, 1+rng.IntN(9000))
 			b.m.writeDisk(0, int64(rng.IntN(1<<20-len(data))), append(data[:0:0], data...))
-		case 11, 12, 13, 14:
+		case 11:
+			n := 1 + rng.Int64N(200<<10)
+			b.m.zeroDisk(0, rng.Int64N(1<<20-n), n)
+		case 12, 13, 14:
 			time.Sleep(time.Duration(rng.IntN(60)) * time.Millisecond)
 		case 15:
 			b.r.cut()

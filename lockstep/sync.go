@@ -11,6 +11,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/vmm/blockfile"
 	"github.com/pollux-ha/pollux/vmm/memory"
 )
 
@@ -65,10 +66,16 @@ type fillDisk struct {
 	jobs       []span // asked for; from moves on as the worker reports
 }
 
+// chunkDigest is what the replica says of a chunk, or of zeros whole chunks that hold nothing else.
 type chunkDigest struct {
 	chunk uint64
 	sum   checkpoint.Digest
+	zeros uint64
 }
+
+// sparse is a Disk that knows its holes: NextData is the offset of the first byte from offset on that may
+// not be zero.
+type sparse interface{ NextData(offset int64) int64 }
 
 // span is a range of a disk, in bytes.
 type span struct{ from, to int64 }
@@ -311,11 +318,18 @@ func (f *fill) digests(m *checkpoint.DiskDigests) error {
 		return fmt.Errorf("digests of disk %d from chunk %d on, %d is due", m.Disk, m.First, d.next)
 	}
 	chunks := uint64((d.size + d.chunkBytes - 1) / d.chunkBytes)
+	if m.Zeros > uint64(d.size/d.chunkBytes)-min(d.next, uint64(d.size/d.chunkBytes)) {
+		return fmt.Errorf("zeros beyond the end of disk %d", m.Disk)
+	}
+	if m.Zeros > 0 {
+		d.compare = append(d.compare, chunkDigest{chunk: d.next, zeros: m.Zeros})
+		d.next += m.Zeros
+	}
 	for _, sum := range m.Digests {
 		if d.next >= chunks {
 			return fmt.Errorf("digests of disk %d beyond its end", m.Disk)
 		}
-		d.compare = append(d.compare, chunkDigest{d.next, sum})
+		d.compare = append(d.compare, chunkDigest{chunk: d.next, sum: sum})
 		d.next++
 	}
 	if m.Last {
@@ -342,23 +356,35 @@ func (f *fill) compareOne(buf *[]byte) (bool, error) {
 	if disk < 0 {
 		return false, nil
 	}
+	file := f.e.cfg.Disks[disk]
 	r := span{from: int64(c.chunk) * d.chunkBytes}
+	if hole, ok := file.(sparse); ok && c.zeros > 0 {
+		// What is a hole here as well needs no reading.
+		same := min(uint64(max(hole.NextData(r.from)-r.from, 0)/d.chunkBytes), c.zeros)
+		if same > 0 {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			d.compared(same)
+			f.left -= min(f.left, same*uint64(d.chunkBytes))
+			return true, nil
+		}
+	}
 	r.to = min(r.from+d.chunkBytes, d.size)
 	n := int(r.to - r.from)
 	if cap(*buf) < n {
 		*buf = make([]byte, n)
 	}
 	b := (*buf)[:n]
-	if got, err := f.e.cfg.Disks[disk].ReadAt(b, r.from); got < n {
+	if got, err := file.ReadAt(b, r.from); got < n {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return false, fmt.Errorf("compare disk %d at %d: %w", disk, r.from, err)
 	}
-	equal := xxh3.Hash128(b).Bytes() == c.sum
+	equal := c.zeros > 0 && blockfile.IsZero(b) || c.zeros == 0 && xxh3.Hash128(b).Bytes() == c.sum
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	d.compare = d.compare[1:]
+	d.compared(1)
 	switch last := len(d.todo) - 1; {
 	case equal:
 		f.left -= min(f.left, uint64(n))
@@ -368,6 +394,16 @@ func (f *fill) compareOne(buf *[]byte) (bool, error) {
 		d.todo = append(d.todo, r)
 	}
 	return true, nil
+}
+
+// compared takes n chunks off the front of the list.
+func (d *fillDisk) compared(n uint64) {
+	if c := &d.compare[0]; c.zeros > n {
+		c.chunk += n
+		c.zeros -= n
+		return
+	}
+	d.compare = d.compare[1:]
 }
 
 // askCopy has a disk's worker copy one range.
@@ -415,14 +451,14 @@ func (f *fill) askCopy() bool {
 
 // mirrored notes that a range of a disk travels in the running epoch, by a copy or by the guest's own
 // write: either way the replica will have it as it is here.
-func (f *fill) mirrored(disk int, offset int64, n int) {
+func (f *fill) mirrored(disk int, offset, n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if disk >= len(f.disks) {
 		return
 	}
 	d := &f.disks[disk]
-	end := offset + int64(n)
+	end := offset + n
 	kept := d.jobs[:0]
 	for _, j := range d.jobs {
 		if offset <= j.from && end > j.from {

@@ -9,10 +9,14 @@
 //	2 segments         each: one block of segment header (magic "PXJS", generation, number of its
 //	                   first record, CRC32C), then records
 //	record             magic "PXJR", generation, number, term, epoch, count, length and XXH3-64 of the
-//	                   body, CRC32C of the header; body: count x {disk u8, offset u64, length u32, data};
-//	                   padded to a block
+//	                   body, CRC32C of the header; body: count x {disk u8, kind u8, offset u64, length
+//	                   u64, data}; padded to a block. Kind 1 is a range that became zero, kind 2 the same
+//	                   with its space given back; neither has data
 //
 // A record holds a whole epoch: it is there with its checksum, or the epoch was never journalled.
+// This is format 2, which the headers name. In format 1 there was no kind and the length was u32; it is
+// still read, and nothing of it is left after the Reset that follows.
+//
 // Records are numbered without gaps; what follows a gap or a damaged record is cut. A new generation
 // makes all that was there void.
 //

@@ -16,13 +16,18 @@ import (
 
 const (
 	block       = 4096
-	format      = 1
+	format      = 2
 	headerMagic = 0x484a5850 // "PXJH"
 	segMagic    = 0x534a5850 // "PXJS"
 	recMagic    = 0x524a5850 // "PXJR"
 
+	writeData  = 0
+	writeZeros = 1
+	writeUnmap = 2
+
 	recHeader   = 64
-	writeHeader = 13
+	writeHeader = 18
+	oldHeader   = 13 // in format 1, which knew no zeros
 	segments    = 2
 
 	// MinBytes is the size of the smallest journal.
@@ -75,6 +80,7 @@ type Journal struct {
 	segSize int64
 	want    int64 // segSize from the next Reset on: the file may have been made for another size
 
+	found      uint32 // format of what the file held
 	generation uint64
 	slot       uint64 // number of the newest header slot
 	next       uint64 // number of the next record
@@ -274,10 +280,11 @@ func (j *Journal) encode(e Epoch) {
 	j.buf = j.buf[:recHeader]
 	clear(j.buf)
 	le := binary.LittleEndian
-	for _, w := range e.Writes {
-		j.buf = append(j.buf, w.Disk)
+	for i := range e.Writes {
+		w := &e.Writes[i]
+		j.buf = append(j.buf, w.Disk, kindOf(w))
 		j.buf = le.AppendUint64(j.buf, uint64(w.Offset))
-		j.buf = le.AppendUint32(j.buf, uint32(len(w.Data)))
+		j.buf = le.AppendUint64(j.buf, uint64(w.Len()))
 		j.buf = append(j.buf, w.Data...)
 	}
 	h, body := j.buf[:recHeader], j.buf[recHeader:]
@@ -293,6 +300,16 @@ func (j *Journal) encode(e Epoch) {
 	n := len(j.buf)
 	j.buf = j.buf[:size]
 	clear(j.buf[n:])
+}
+
+func kindOf(w *checkpoint.DiskWrite) byte {
+	switch {
+	case w.Zeros == 0:
+		return writeData
+	case w.Unmap:
+		return writeUnmap
+	}
+	return writeZeros
 }
 
 func (j *Journal) beginSegment(seg int) error {

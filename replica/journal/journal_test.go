@@ -2,9 +2,15 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
+	"reflect"
+	"strings"
 	"testing"
+
+	"github.com/zeebo/xxh3"
 
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster/pact"
@@ -151,6 +157,91 @@ func TestResetVoids(t *testing.T) {
 	}
 }
 
+// Zeros come back from the journal as they went in, between data.
+func TestZeros(t *testing.T) {
+	f := make(memFile, testBytes)
+	j := open(t, f)
+	want := []checkpoint.DiskWrite{
+		{Disk: 1, Offset: 512, Zeros: 1 << 40}, {Offset: 0, Data: []byte("data")}, {Disk: 2, Offset: 4096, Zeros: 512, Unmap: true},
+	}
+	if got := Size(want); got != block {
+		t.Errorf("%d bytes", got)
+	}
+	s, err := j.Reserve(Size(want))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.Append(s, Epoch{Term: 3, Number: 1, Writes: want}); err != nil {
+		t.Fatal(err)
+	}
+	var got []checkpoint.DiskWrite
+	if _, err := Open(f, testBytes, func(e Epoch) error { got = e.Writes; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+// firstFormat makes a journal of one epoch as format 1 had it.
+func firstFormat(w checkpoint.DiskWrite) memFile {
+	f := make(memFile, testBytes)
+	le := binary.LittleEndian
+	h := f[block:]
+	le.PutUint32(h[0:], headerMagic)
+	le.PutUint32(h[4:], 1)
+	le.PutUint64(h[8:], 1)
+	le.PutUint64(h[16:], 7)
+	le.PutUint64(h[32:], (testBytes-2*block)/segments&^(block-1))
+	le.PutUint32(h[40:], crc32.Checksum(h[:40], castagnoli))
+	s := f[2*block:]
+	le.PutUint32(s[0:], segMagic)
+	le.PutUint32(s[4:], 1)
+	le.PutUint64(s[8:], 7)
+	le.PutUint64(s[16:], 1)
+	le.PutUint32(s[24:], crc32.Checksum(s[:24], castagnoli))
+	body := le.AppendUint64([]byte{w.Disk}, uint64(w.Offset))
+	body = append(le.AppendUint32(body, uint32(len(w.Data))), w.Data...)
+	r := s[block:]
+	le.PutUint32(r[0:], recMagic)
+	le.PutUint32(r[4:], 1)
+	le.PutUint64(r[8:], 7)
+	le.PutUint64(r[16:], 1)
+	le.PutUint64(r[24:], 3)
+	le.PutUint64(r[32:], uint64(w.Offset))
+	le.PutUint64(r[40:], uint64(len(body)))
+	le.PutUint64(r[48:], xxh3.Hash(body))
+	le.PutUint32(r[60:], crc32.Checksum(r[:60], castagnoli))
+	copy(r[recHeader:], body)
+	return f
+}
+
+func TestOtherFormats(t *testing.T) {
+	f := firstFormat(checkpoint.DiskWrite{Disk: 1, Offset: 9, Data: []byte{9, 9}})
+	if got := replayed(t, f); len(got) != 1 || got[0] != 9 {
+		t.Fatalf("format 1: replayed %v", got)
+	}
+	j, err := Open(f, testBytes, func(Epoch) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Reset(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, j, 10, 10)
+	if got := replayed(t, f); len(got) != 1 || got[0] != 10 {
+		t.Fatalf("after a reset: replayed %v", got)
+	}
+	newer := make(memFile, testBytes)
+	copy(newer, f)
+	h := newer[int(j.slot%2)*block:]
+	binary.LittleEndian.PutUint32(h[4:], format+1)
+	binary.LittleEndian.PutUint32(h[40:], crc32.Checksum(h[:40], castagnoli))
+	if _, err := Open(newer, testBytes, none); err == nil || !strings.Contains(err.Error(), "upgrade") {
+		t.Errorf("a newer format: %v", err)
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	m := make(memFile, testBytes)
 	j, err := Open(m, testBytes, none)
@@ -160,7 +251,8 @@ func FuzzOpen(f *testing.F) {
 	if err := j.Reset(); err != nil {
 		f.Fatal(err)
 	}
-	w := []checkpoint.DiskWrite{{Data: []byte("hello")}}
+	w := []checkpoint.DiskWrite{{Data: []byte("hello")}, {Disk: 1, Offset: 512, Zeros: 1024, Unmap: true}}
+	f.Add([]byte(firstFormat(w[0])[:5*block]))
 	s, _ := j.Reserve(Size(w))
 	if _, err := j.Append(s, Epoch{Number: 1, Writes: w}); err != nil {
 		f.Fatal(err)

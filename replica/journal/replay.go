@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 
 	"github.com/zeebo/xxh3"
 
@@ -25,11 +26,12 @@ func (j *Journal) readHeader() error {
 		if le.Uint32(b[0:]) != headerMagic || le.Uint32(b[40:]) != crc32.Checksum(b[:40], castagnoli) {
 			continue
 		}
-		if v := le.Uint32(b[4:]); v != format {
-			return fmt.Errorf("disk journal has format %d, this program reads %d", v, format)
+		v := le.Uint32(b[4:])
+		if v < 1 || v > format {
+			return fmt.Errorf("disk journal has format %d, this program reads up to %d: upgrade this host first", v, format)
 		}
 		if s := le.Uint64(b[8:]); !found || s > j.slot {
-			found, j.slot = true, s
+			found, j.slot, j.found = true, s, v
 			j.generation, j.done = le.Uint64(b[16:]), le.Uint64(b[24:])
 			j.segSize = int64(le.Uint64(b[32:]))
 		}
@@ -101,7 +103,7 @@ func (j *Journal) replaySegment(start int64, number uint64, apply func(Epoch) er
 			}
 			e := Epoch{Term: pact.Term(le.Uint64(h[24:])), Number: pact.Epoch(le.Uint64(h[32:]))}
 			var ok bool
-			if e.Writes, ok = parseWrites(body, int(le.Uint32(h[4:]))); !ok {
+			if e.Writes, ok = parseWrites(body, int(le.Uint32(h[4:])), j.found); !ok {
 				return 0, fmt.Errorf("epoch %d in the disk journal has a good checksum and can't be parsed: it was written by another program", e.Number)
 			}
 			if err := apply(e); err != nil {
@@ -113,20 +115,33 @@ func (j *Journal) replaySegment(start int64, number uint64, apply func(Epoch) er
 	return number, nil
 }
 
-func parseWrites(b []byte, count int) ([]checkpoint.DiskWrite, bool) {
+func parseWrites(b []byte, count int, format uint32) ([]checkpoint.DiskWrite, bool) {
 	le := binary.LittleEndian
 	var out []checkpoint.DiskWrite
 	for len(b) > 0 {
-		if len(b) < writeHeader {
+		var w checkpoint.DiskWrite
+		var kind byte
+		var n uint64
+		switch {
+		case format == 1 && len(b) >= oldHeader:
+			w.Disk, w.Offset, n = b[0], int64(le.Uint64(b[1:])), uint64(le.Uint32(b[9:]))
+			b = b[oldHeader:]
+		case format > 1 && len(b) >= writeHeader:
+			w.Disk, kind, w.Offset, n = b[0], b[1], int64(le.Uint64(b[2:])), le.Uint64(b[10:])
+			b = b[writeHeader:]
+		default:
 			return nil, false
 		}
-		w := checkpoint.DiskWrite{Disk: b[0], Offset: int64(le.Uint64(b[1:]))}
-		n := le.Uint32(b[9:])
-		b = b[writeHeader:]
-		if uint64(n) > uint64(len(b)) || w.Offset < 0 {
+		switch {
+		case w.Offset < 0 || n > uint64(math.MaxInt64-w.Offset) || kind > writeUnmap:
 			return nil, false
+		case kind != writeData:
+			w.Zeros, w.Unmap = int64(n), kind == writeUnmap
+		case n > uint64(len(b)):
+			return nil, false
+		default:
+			w.Data, b = b[:n:n], b[n:]
 		}
-		w.Data, b = b[:n:n], b[n:]
 		out = append(out, w)
 	}
 	return out, len(out) == count

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/replica/mark"
+	"github.com/pollux-ha/pollux/vmm/blockfile"
 )
 
 // ErrBusy says that another process holds a disk.
@@ -33,18 +34,15 @@ type Disk struct {
 func (d *Disk) Size() int64 { return d.size }
 
 // Sync makes what was written durable. Of the metadata only what is needed to read it back.
-func (d *Disk) Sync() error {
-	for {
-		err := unix.Fdatasync(int(d.Fd()))
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("make %s durable: %w", d.Name(), err)
-		}
-		return nil
-	}
+func (d *Disk) Sync() error { return blockfile.Sync(d.File) }
+
+// Zero makes a range read as zeros without writing it; see blockfile.Zero.
+func (d *Disk) Zero(offset, n int64, unmap bool) error {
+	return blockfile.Zero(d.File, offset, n, unmap)
 }
+
+// NextData is the offset of the first byte from offset on that may not be zero.
+func (d *Disk) NextData(offset int64) int64 { return blockfile.NextData(d.File, offset, d.size) }
 
 // OpenDisk opens the disk file at path, creates it (sparse) where it is missing, and takes the
 // exclusive lock. Where another process holds it, OpenDisk waits for that one's exit until ctx ends;

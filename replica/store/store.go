@@ -15,11 +15,15 @@ import (
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/replica/journal"
 	"github.com/pollux-ha/pollux/replica/mark"
+	"github.com/pollux-ha/pollux/vmm/blockfile"
 )
 
 // syncBytes is after how many bytes applied to the disks they are made durable: what a promotion may
 // have to wait for.
 const syncBytes = 8 << 20
+
+// zeroCost is what a range that becomes zero counts among them.
+const zeroCost = 4096
 
 // queued bounds the epochs with disk writes that wait for the worker.
 const queued = 1024
@@ -48,6 +52,7 @@ type file interface {
 	io.WriterAt
 	Sync() error
 	Size() int64
+	Zero(offset, n int64, unmap bool) error
 }
 
 // Store is a guest's disks on this host.
@@ -158,15 +163,32 @@ func recoverJournal(f journal.File, size int64, disks []file, keep bool) (*journ
 }
 
 func applyWrites(disks []file, writes []checkpoint.DiskWrite) error {
-	for _, w := range writes {
-		if int(w.Disk) >= len(disks) || w.Offset < 0 || int64(len(w.Data)) > disks[w.Disk].Size()-w.Offset {
-			return fmt.Errorf("write of %d bytes at %d of disk %d, which is not there", len(w.Data), w.Offset, w.Disk)
+	for i := range writes {
+		w := &writes[i]
+		if int(w.Disk) >= len(disks) || w.Offset < 0 || w.Len() > disks[w.Disk].Size()-w.Offset {
+			return fmt.Errorf("write of %d bytes at %d of disk %d, which is not there", w.Len(), w.Offset, w.Disk)
 		}
-		if _, err := disks[w.Disk].WriteAt(w.Data, w.Offset); err != nil {
-			return fmt.Errorf("write %d bytes at %d of disk %d: %w", len(w.Data), w.Offset, w.Disk, err)
+		d := disks[w.Disk]
+		var err error
+		if w.Zeros > 0 {
+			err = zero(d, w)
+		} else {
+			_, err = d.WriteAt(w.Data, w.Offset)
+		}
+		if err != nil {
+			return fmt.Errorf("write %d bytes at %d of disk %d: %w", w.Len(), w.Offset, w.Disk, err)
 		}
 	}
 	return nil
+}
+
+// zero does it the way the twin did, or by writing where this host's storage can't.
+func zero(d file, w *checkpoint.DiskWrite) error {
+	err := d.Zero(w.Offset, w.Zeros, w.Unmap)
+	if errors.Is(err, errors.ErrUnsupported) {
+		_, err = blockfile.WriteZeros(d, w.Offset, w.Zeros)
+	}
+	return err
 }
 
 // Disks are the open disk files, for the machine.
@@ -292,12 +314,13 @@ type Reservation struct {
 // Reserve checks an epoch's writes and finds journal space for them, waiting for older epochs to reach
 // the disks where there is none.
 func (s *Store) Reserve(writes []checkpoint.DiskWrite, syncing bool) (Reservation, error) {
-	for _, w := range writes {
+	for i := range writes {
+		w := &writes[i]
 		if int(w.Disk) >= len(s.disks) || s.disks[w.Disk].ReadOnly {
 			return Reservation{}, fmt.Errorf("%w: a write to disk %d, which this guest can't write to", checkpoint.ErrCorrupt, w.Disk)
 		}
-		if w.Offset < 0 || int64(len(w.Data)) > s.disks[w.Disk].size-w.Offset {
-			return Reservation{}, fmt.Errorf("%w: a write of %d bytes at %d of disk %d", checkpoint.ErrCorrupt, len(w.Data), w.Offset, w.Disk)
+		if w.Offset < 0 || w.Len() > s.disks[w.Disk].size-w.Offset {
+			return Reservation{}, fmt.Errorf("%w: a write of %d bytes at %d of disk %d", checkpoint.ErrCorrupt, w.Len(), w.Offset, w.Disk)
 		}
 	}
 	return s.w.reserve(writes)

@@ -150,6 +150,7 @@ func TestBadWritesAreRefused(t *testing.T) {
 	s := open(t, config(t.TempDir()))
 	for _, w := range []checkpoint.DiskWrite{
 		{Disk: 1, Data: []byte{1}}, {Offset: -1, Data: []byte{1}}, {Offset: diskBytes, Data: []byte{1}}, {Offset: 1 << 62, Data: []byte{1}},
+		{Offset: 512, Zeros: diskBytes}, {Offset: -512, Zeros: 512}, {Offset: 1 << 62, Zeros: 1 << 62},
 	} {
 		if _, err := s.Reserve([]checkpoint.DiskWrite{w}, false); !errors.Is(err, checkpoint.ErrCorrupt) {
 			t.Errorf("%+v: %v", w, err)
@@ -211,23 +212,37 @@ func TestALostDiskIsNotBlank(t *testing.T) {
 
 func TestDigests(t *testing.T) {
 	cfg := config(t.TempDir())
+	const size = 400*ChunkBytes + 4096
+	cfg.Disks[0].Size = size
 	s := open(t, cfg)
-	if _, err := s.Disks()[0].WriteAt([]byte("x"), 3*ChunkBytes+5); err != nil {
-		t.Fatal(err)
+	whole := make([]byte, size)
+	// Data in a chunk after few and after many empty ones, and in the last whole chunk.
+	for _, at := range []int{3*ChunkBytes + 5, 7 * ChunkBytes, 300*ChunkBytes - 1, 399 * ChunkBytes} {
+		if _, err := s.Disks()[0].WriteAt([]byte("x"), int64(at)); err != nil {
+			t.Fatal(err)
+		}
+		whole[at] = 'x'
 	}
-	whole := make([]byte, diskBytes)
-	whole[3*ChunkBytes+5] = 'x'
+	zero := digest(make([]byte, ChunkBytes))
 	var got []checkpoint.Digest
 	var last bool
+	messages := 0
 	err := s.Digests(func(m *checkpoint.DiskDigests) error {
 		if m.First != uint64(len(got)) || m.ChunkBytes != ChunkBytes || last {
 			t.Errorf("%+v after %d", m, len(got))
 		}
+		for range m.Zeros {
+			got = append(got, zero)
+		}
 		got, last = append(got, m.Digests...), m.Last
+		messages++
 		return nil
 	})
 	if err != nil || !last {
 		t.Fatalf("%v, last %v", err, last)
+	}
+	if messages > 5 {
+		t.Errorf("%d messages", messages)
 	}
 	var want []checkpoint.Digest
 	for rest := whole; len(rest) > 0; {
@@ -243,6 +258,43 @@ func TestDigests(t *testing.T) {
 			t.Errorf("chunk %d differs", i)
 		}
 	}
+}
+
+// Zeros reach a real disk file through the journal, and leave a hole where they gave their space back.
+func TestZerosReachTheDisk(t *testing.T) {
+	cfg := config(t.TempDir())
+	cfg.JournalBytes = 4 << 20
+	s := open(t, cfg)
+	if err := s.BeginJournal(); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte("pollux!!"), diskBytes/8)
+	for e, w := range []checkpoint.DiskWrite{
+		{Data: bytes.Clone(want)}, {Offset: 512, Zeros: 512}, {Offset: 256 << 10, Zeros: 512 << 10, Unmap: true}, {Offset: 300 << 10, Data: []byte("again")},
+	} {
+		copy(want[w.Offset:], w.Data)
+		clear(want[w.Offset : w.Offset+w.Zeros])
+		s.Commit(reserve(t, s, w), 5, pact.Epoch(e+1), false)
+	}
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(cfg.Disks[0].Path)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("the disk is wrong (%v)", err)
+	}
+	if at := s.Disks()[0].NextData(400 << 10); at != 400<<10 && at != 768<<10 {
+		t.Errorf("after the hole data begin at %d", at)
+	}
+}
+
+func reserve(t *testing.T, s *Store, w ...checkpoint.DiskWrite) Reservation {
+	t.Helper()
+	r, err := s.Reserve(w, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func TestDisklessGuest(t *testing.T) {

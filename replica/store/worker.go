@@ -275,6 +275,9 @@ func (w *worker) apply(writes []checkpoint.DiskWrite) error {
 	}
 	for i := range writes {
 		w.applied += int64(len(writes[i].Data))
+		if writes[i].Zeros > 0 {
+			w.applied += zeroCost
+		}
 	}
 	return nil
 }
