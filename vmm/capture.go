@@ -19,6 +19,7 @@ import (
 type Capture struct {
 	Pages   []uint32 // page indexes as memory.RAM numbers them, ascending
 	Data    []byte   // their contents, len(Pages)*memory.PageSize bytes
+	Zero    []uint32 // further pages, which are zero now; ascending, none of Pages
 	State   []byte   // vCPUs and devices, in platform.AppendState's format
 	Timings CaptureTimings
 }
@@ -87,7 +88,7 @@ func (p *Pause) Capture(c *Capture) error {
 	}
 	c.Timings = p.timings
 	t0 := time.Now()
-	n, err := m.dirty.harvest(m)
+	n, zero, err := m.dirty.harvest(m)
 	if err != nil {
 		return err
 	}
@@ -96,6 +97,9 @@ func (p *Pause) Capture(c *Capture) error {
 		c.grow(n + n/4)
 	}
 	c.Pages, c.Data = c.Pages[:n], c.Data[:n*memory.PageSize]
+	if c.Zero = c.Zero[:0]; cap(c.Zero) < zero {
+		c.Zero = make([]uint32, 0, zero)
+	}
 	if err := m.copyDirty(c); err != nil {
 		return err
 	}
@@ -123,7 +127,7 @@ func (p *Pause) Forget() error {
 	if !p.valid.Load() {
 		return errNoPause
 	}
-	if _, err := p.m.dirty.harvest(p.m); err != nil {
+	if _, _, err := p.m.dirty.harvest(p.m); err != nil {
 		return err
 	}
 	return p.m.dirty.clear(p.m)
@@ -160,7 +164,13 @@ func (m *Machine) copyDirty(c *Capture) (err error) {
 	n := 0
 	from, run := 0, 0 // pages that follow one another are copied at once
 	for i, w := range m.dirty.all {
-		for w != 0 {
+		if w == 0 {
+			continue
+		}
+		for z := m.dirty.zeros(i); z != 0; z &= z - 1 {
+			c.Zero = append(c.Zero, uint32(i*64+bits.TrailingZeros64(z)))
+		}
+		for w &^= m.dirty.zeros(i); w != 0; {
 			page := i*64 + bits.TrailingZeros64(w)
 			w &= w - 1
 			pages[n] = uint32(page)

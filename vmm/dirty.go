@@ -18,11 +18,12 @@ type dirtyLog struct {
 
 	guest []uint64 // KVM's log as of the last harvest
 	own   []uint64 // the VMM's writes that no capture has taken yet
+	zero  []uint64 // those of own that the VMM has discarded last
 	all   []uint64 // both
 }
 
 func (d *dirtyLog) init(words int) {
-	for _, b := range []*[]uint64{&d.estimate, &d.guest, &d.own, &d.all} {
+	for _, b := range []*[]uint64{&d.estimate, &d.guest, &d.own, &d.zero, &d.all} {
 		*b = make([]uint64, words)
 		for i := range *b {
 			(*b)[i] = 0
@@ -38,31 +39,37 @@ func slotWords(bitmap []uint64, r memory.Region) []uint64 {
 	return bitmap[first : first+(r.Size/memory.PageSize+63)/64]
 }
 
-// harvest reads the log and says how many pages are in it. It forgets nothing: that is clear's.
-// Called in a pause.
-func (d *dirtyLog) harvest(m *Machine) (int, error) {
+// harvest reads the log and says how many pages with content are in it, and how many that are known to be
+// zero. It forgets nothing: that is clear's. Called in a pause.
+func (d *dirtyLog) harvest(m *Machine) (pages, zero int, err error) {
 	d.Lock()
 	on := d.on
 	d.Unlock()
 	if !on {
-		return 0, errLogOff
+		return 0, 0, errLogOff
 	}
 	for slot, r := range m.ram.Regions() {
 		if err := m.vm.DirtyLog(uint32(slot), slotWords(d.guest, r)); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
-	m.ram.HarvestDirty(d.own)
-	n := 0
+	m.ram.HarvestDirty(d.own, d.zero)
 	for i, g := range d.guest {
 		w := g | d.own[i]
 		d.all[i] = w
-		if w != 0 {
-			n += bits.OnesCount64(w)
+		if w == 0 {
+			continue
+		}
+		pages += bits.OnesCount64(w)
+		if z := d.zeros(i); z != 0 {
+			zero += bits.OnesCount64(z)
 		}
 	}
-	return n, nil
+	return pages - zero, zero, nil
 }
+
+// zeros are the pages of a word that are zero: nobody has written them since they were discarded.
+func (d *dirtyLog) zeros(word int) uint64 { return d.zero[word] &^ d.guest[word] }
 
 // clearGap is the number of clean words (64 pages each) that one call to KVM may skip over; looking
 // at them costs KVM less than another call.
@@ -92,6 +99,7 @@ func (d *dirtyLog) clear(m *Machine) error {
 		}
 	}
 	clear(d.own)
+	clear(d.zero)
 	return nil
 }
 
@@ -122,8 +130,8 @@ func (m *Machine) SetDirtyLogging(on bool) error {
 	return set(true)
 }
 
-// DirtyCount is about how many pages the guest has written since the last capture. It may be asked
-// while the guest runs.
+// DirtyCount is about how many pages the guest, or the VMM for it, has written since the last capture. It
+// may be asked while the guest runs.
 func (m *Machine) DirtyCount() (int, error) {
 	d := &m.dirty
 	d.Lock()
@@ -131,15 +139,15 @@ func (m *Machine) DirtyCount() (int, error) {
 	if !d.on {
 		return 0, errLogOff
 	}
-	n := 0
 	for slot, r := range m.ram.Regions() {
-		words := slotWords(d.estimate, r)
-		if err := m.vm.DirtyLog(uint32(slot), words); err != nil {
+		if err := m.vm.DirtyLog(uint32(slot), slotWords(d.estimate, r)); err != nil {
 			return 0, err
 		}
-		for _, w := range words {
-			n += bits.OnesCount64(w)
-		}
+	}
+	m.ram.AddDirty(d.estimate)
+	n := 0
+	for _, w := range d.estimate {
+		n += bits.OnesCount64(w)
 	}
 	return n, nil
 }

@@ -10,7 +10,7 @@ func (m *Machine) ForgetDirty() error {
 	if err := m.mustBeIdle(); err != nil {
 		return fmt.Errorf("forget what was written: %w", err)
 	}
-	if _, err := m.dirty.harvest(m); err != nil {
+	if _, _, err := m.dirty.harvest(m); err != nil {
 		return err
 	}
 	return m.dirty.clear(m)

@@ -48,7 +48,7 @@ func TestGeneration(t *testing.T) {
 	}
 	dirty := func(m *pc) bool {
 		words := make([]uint64, m.RAM().DirtyWords())
-		m.RAM().HarvestDirty(words)
+		m.RAM().HarvestDirty(words, nil)
 		const page = platform.GenerationPage >> 12
 		return words[page/64]&(1<<(page%64)) != 0
 	}

@@ -7,6 +7,7 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -48,6 +49,10 @@ type RAM struct {
 	mem     []byte
 	regions []Region
 	dirty   []atomic.Uint64 // written by the VMM since the last HarvestDirty, one bit a page
+	zeroed  []atomic.Uint64 // those of dirty that were discarded, and not written by the VMM since
+
+	healing sync.Mutex
+	healed  map[int]bool // pages that lie in a file of their own
 }
 
 // New makes size bytes of RAM, zeroed and not yet populated. size is rounded up to a page.
@@ -69,7 +74,8 @@ func New(size uint64) (*RAM, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("map %d bytes of guest memory: %w", size, err)
 	}
-	r := &RAM{fd: fd, mem: mem, dirty: make([]atomic.Uint64, (size/PageSize+63)/64)}
+	words := (size/PageSize + 63) / 64
+	r := &RAM{fd: fd, mem: mem, dirty: make([]atomic.Uint64, words), zeroed: make([]atomic.Uint64, words)}
 	low := min(size, LowLimit)
 	r.regions = append(r.regions, Region{GPA: 0, Size: low})
 	if size > low {
@@ -160,6 +166,9 @@ func (r *RAM) markDirty(off, n uint64) {
 		return
 	}
 	for p := off / PageSize; p <= (off+n-1)/PageSize; p++ {
+		if bit := uint64(1) << (p % 64); r.zeroed[p/64].Load()&bit != 0 {
+			r.zeroed[p/64].And(^bit)
+		}
 		r.dirty[p/64].Or(1 << (p % 64))
 	}
 }
@@ -168,11 +177,28 @@ func (r *RAM) markDirty(off, n uint64) {
 func (r *RAM) DirtyWords() int { return len(r.dirty) }
 
 // HarvestDirty adds the pages that the VMM has written since the last call to into, which
-// has DirtyWords words, and forgets them. The caller has stopped all device threads.
-func (r *RAM) HarvestDirty(into []uint64) {
+// has DirtyWords words, and forgets them. zero, which may be nil, follows: it has a bit for each page of
+// into that the VMM has discarded and not written since; a guest may have. The caller has stopped all
+// device threads.
+func (r *RAM) HarvestDirty(into, zero []uint64) {
 	for i := range r.dirty {
-		if r.dirty[i].Load() != 0 {
-			into[i] |= r.dirty[i].Swap(0)
+		if r.dirty[i].Load() == 0 {
+			continue
+		}
+		written, discarded := r.dirty[i].Swap(0), r.zeroed[i].Swap(0)
+		into[i] |= written
+		if zero != nil {
+			zero[i] = zero[i]&^written | discarded
+		}
+	}
+}
+
+// AddDirty adds the pages that the VMM has written since the last HarvestDirty to into, and forgets none.
+// It may be called at any time.
+func (r *RAM) AddDirty(into []uint64) {
+	for i := range r.dirty {
+		if w := r.dirty[i].Load(); w != 0 {
+			into[i] |= w
 		}
 	}
 }

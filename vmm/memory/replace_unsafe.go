@@ -27,6 +27,12 @@ func (r *RAM) Replace(index int, data []byte) error {
 	} else if n != PageSize {
 		return fmt.Errorf("fill a fresh page for page %d: %w", index, io.ErrShortWrite)
 	}
+	r.healing.Lock()
+	defer r.healing.Unlock()
+	if r.healed == nil {
+		r.healed = make(map[int]bool)
+	}
+	r.healed[index] = true
 	at := unsafe.Pointer(&r.mem[index*PageSize])
 	if _, err := unix.MmapPtr(fd, 0, at, PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
 		return fmt.Errorf("map a fresh page over page %d: %w", index, err)
