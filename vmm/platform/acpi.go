@@ -12,8 +12,8 @@ const (
 	// GPEGeneration is the general-purpose event of a changed VM generation ID (\_GPE._E00).
 	GPEGeneration = 0
 
-	// SleepTypeS5 is the SLP_TYPa value of the \_S5 package.
-	SleepTypeS5 = 5
+	// SleepTypeS5 is the SLP_TYPa value of the \_S5 package. UEFI firmware takes it for granted.
+	SleepTypeS5 = 0
 
 	// ResetPort and ResetValue are the FADT's RESET_REG and RESET_VALUE.
 	ResetPort  = 0xcf9
