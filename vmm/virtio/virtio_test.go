@@ -593,10 +593,10 @@ func TestDirtyPages(t *testing.T) {
 	const buf = 0x100ff0 // two pages
 	q.Add(virtiotest.Desc{Addr: buf, Len: 32, Flags: writable})
 	dirty := make([]uint64, r.RAM().DirtyWords())
-	r.Do(func() { r.RAM().HarvestDirty(dirty) })
+	r.Do(func() { r.RAM().HarvestDirty(dirty, nil) })
 	clear(dirty)
 	q.Kick()
-	r.Do(func() { r.RAM().HarvestDirty(dirty) })
+	r.Do(func() { r.RAM().HarvestDirty(dirty, nil) })
 	for _, page := range []uint64{0x100, 0x101, q.Used >> 12} {
 		if dirty[page/64]&(1<<(page%64)) == 0 {
 			t.Errorf("page %#x is not dirty", page)
