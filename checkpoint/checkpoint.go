@@ -146,6 +146,7 @@ type Epoch struct {
 	Background []Page
 	Pages      []uint32 // page indexes, strictly ascending
 	Data       []byte   // len(Pages) pages
+	Zero       []uint32 // further dirty pages, which are zero: indexes, strictly ascending, none of Pages
 	State      []byte
 	Writes     []DiskWrite
 	Frames     []Frame // held output that this epoch's commit will release

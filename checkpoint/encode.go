@@ -69,7 +69,7 @@ func (e *Encoder) Encode(w *Writer, ep *Epoch) (Stats, error) {
 	if len(ep.Data) != len(ep.Pages)*PageSize {
 		return Stats{}, fmt.Errorf("epoch %d: %d pages with %d bytes of data", ep.Number, len(ep.Pages), len(ep.Data))
 	}
-	st := Stats{Pages: len(ep.Pages), Background: len(ep.Background)}
+	st := Stats{Pages: len(ep.Pages) + len(ep.Zero), Background: len(ep.Background)}
 	start := time.Now()
 	bytes, sending := w.totals()
 
@@ -154,13 +154,28 @@ func (e *Encoder) background(w *Writer, pages []Page, st *Stats) error {
 
 func (e *Encoder) dirty(w *Writer, ep *Epoch, st *Stats) error {
 	e.body = e.body[:0]
-	n := 0
-	for i, index := range ep.Pages {
-		if i > 0 && index <= ep.Pages[i-1] {
+	n, next := 0, uint64(0)
+	for pages, zero, data := ep.Pages, ep.Zero, ep.Data; len(pages)+len(zero) > 0; {
+		isZero := len(pages) == 0 || len(zero) > 0 && zero[0] < pages[0]
+		from := &pages
+		if isZero {
+			from = &zero
+		}
+		index := (*from)[0]
+		*from = (*from)[1:]
+		if uint64(index) < next {
 			return fmt.Errorf("epoch %d: dirty pages are not in ascending order", ep.Number)
 		}
-		if e.dirtyPage(index, ep.Data[i*PageSize:(i+1)*PageSize], st) {
+		next = uint64(index) + 1
+		switch {
+		case isZero:
+			e.zeroPage(index, st)
 			n++
+		default:
+			if e.dirtyPage(index, data[:PageSize], st) {
+				n++
+			}
+			data = data[PageSize:]
 		}
 		if n == batchPages {
 			if err := e.batch(w, sectionDirty, n); err != nil {
@@ -173,6 +188,15 @@ func (e *Encoder) dirty(w *Writer, ep *Epoch, st *Stats) error {
 		return e.batch(w, sectionDirty, n)
 	}
 	return nil
+}
+
+// zeroPage appends the entry of a page that is known to be zero.
+func (e *Encoder) zeroPage(index uint32, st *Stats) {
+	e.body = appendPage(e.body, index, pageZero)
+	st.Zero++
+	if old := e.cache.get(index); old != nil {
+		clear(old)
+	}
 }
 
 // dirtyPage appends one page's entry to the batch, in the cheapest form. It reports false where the

@@ -56,6 +56,13 @@ func (g *guest) run() *Epoch {
 			}
 		case 4:
 			clear(page)
+			if g.rnd.IntN(2) == 0 {
+				if g.rnd.IntN(3) == 0 {
+					e.Background = append(e.Background, Page{uint32(p), bytes.Repeat([]byte{byte(p)}, PageSize)})
+				}
+				e.Zero = append(e.Zero, uint32(p))
+				continue
+			}
 		case 5: // written with the same bytes
 		default:
 			if g.rnd.IntN(4) == 0 {

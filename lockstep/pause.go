@@ -162,12 +162,12 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream) {
 	number := e.core.Captured() + 1
 	complete := true
 	if s.fill != nil {
-		complete = s.fill.sealed(ep.capture.Pages)
+		complete = s.fill.sealed(ep.capture.Pages, ep.capture.Zero)
 	}
 	final := e.finish
 	ep.Epoch = checkpoint.Epoch{
 		Number: number, Term: e.core.Term(), Background: ep.Background,
-		Pages: ep.capture.Pages, Data: ep.capture.Data, State: ep.capture.State,
+		Pages: ep.capture.Pages, Data: ep.capture.Data, Zero: ep.capture.Zero, State: ep.capture.State,
 		Writes: e.run.writes, Frames: e.out.seal(number),
 	}
 	if !complete {
@@ -194,7 +194,7 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream) {
 
 	t := ep.capture.Timings
 	e.stats.epochs++
-	e.stats.dirtyPages += uint64(len(ep.Pages))
+	e.stats.dirtyPages += uint64(len(ep.Pages) + len(ep.Zero))
 	e.stats.add(phaseStop, t.Stop)
 	e.stats.add(phaseHarvest, t.Harvest)
 	e.stats.add(phaseCopy, t.Copy)

@@ -152,7 +152,7 @@ func (f *fill) giveBack(slab []byte) {
 
 // sealed takes the pages that an epoch carries as dirty off the list, and reports whether the replica
 // will have been sent everything with it.
-func (f *fill) sealed(dirty []uint32) bool {
+func (f *fill) sealed(dirty, zero []uint32) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.begun {
@@ -160,6 +160,9 @@ func (f *fill) sealed(dirty []uint32) bool {
 	}
 	if f.pages.left > 0 {
 		for _, p := range dirty {
+			f.pages.remove(int(p))
+		}
+		for _, p := range zero {
 			f.pages.remove(int(p))
 		}
 	}
