@@ -44,8 +44,8 @@ const (
 	DICOMTitle      = "ORTHANC"
 	ClientTitle     = "CLIENT"
 	ClientDICOMPort = 11112
-	// ClientAddress is where the Orthanc image expects the client.
-	ClientAddress = "10.88.0.1"
+	// ClientAddress is where the Orthanc image expects the client: the first machine on the lab's LAN that is not a host.
+	ClientAddress = "10.78.0.20"
 )
 
 // cmdline boots from either way in. The watchdogs are off because a virtual CPU under two emulators can go without time
@@ -109,13 +109,13 @@ func (b builder) image(ctx context.Context, name string, r *recipe) (Image, erro
 	return img, nil
 }
 
-// forget removes earlier builds of what lies at path.
+// forget removes earlier builds of what lies at path, and what is left of those that failed.
 func (b builder) forget(path string) {
 	name := path[:strings.LastIndexByte(path, '-')]
-	others, _ := filepath.Glob(name + "-????????????????")
+	others, _ := filepath.Glob(name + "-????????????????*")
 	for _, o := range others {
-		if o != path {
-			os.RemoveAll(o)
+		if !strings.HasPrefix(o, path) {
+			os.RemoveAll(o) // it only takes room
 		}
 	}
 }

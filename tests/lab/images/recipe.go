@@ -13,6 +13,9 @@ import (
 // suite is the Debian release that guests and clients run.
 const suite = "bookworm"
 
+// treeFormat changes with the code that makes trees, so that they are made anew.
+const treeFormat = "2"
+
 // mirror serves Debian's packages.
 const mirror = "http://deb.debian.org"
 
@@ -55,7 +58,7 @@ func (r *recipe) with(env ...string) *recipe {
 
 // digest names all that goes into the tree, save the state of Debian's archive.
 func (r *recipe) digest() string {
-	parts := []string{suite, mirror, r.name, strings.Join(r.env, "\n")}
+	parts := []string{treeFormat, suite, mirror, r.name, strings.Join(r.env, "\n")}
 	if r.parent != nil {
 		parts = append(parts, r.parent.digest())
 	}

@@ -91,7 +91,12 @@ func (b builder) plant(ctx context.Context, r *recipe, dir string) error {
 		return err
 	}
 	b.logf("debootstrap %s: a minute or two", suite)
-	return run(ctx, "debootstrap", "--variant=minbase", "--cache-dir="+packages, suite, dir, mirror+"/debian")
+	if err := run(ctx, "debootstrap", "--variant=minbase", "--cache-dir="+packages, suite, dir, mirror+"/debian"); err != nil {
+		return err
+	}
+	// Scripts in the tree see the cache there, and can't remove what lies under it.
+	archives := filepath.Join(dir, "var", "cache", "apt", "archives")
+	return errors.Join(os.RemoveAll(archives), os.MkdirAll(filepath.Join(archives, "partial"), 0o755))
 }
 
 // packages is where downloaded packages are kept.

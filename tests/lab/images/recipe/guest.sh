@@ -47,7 +47,9 @@ END
 systemctl -q mask getty@tty1.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
 	e2scrub_reap.service fstrim.timer systemd-pstore.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
 	systemd-binfmt.service sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount \
-	modprobe@drm.service systemd-network-generator.service
+	modprobe@drm.service modprobe@dm_mod.service modprobe@loop.service modprobe@fuse.service modprobe@configfs.service \
+	sys-fs-fuse-connections.mount sys-kernel-config.mount systemd-network-generator.service
+systemctl -q set-default multi-user.target
 rm -f /etc/machine-id /var/lib/dbus/machine-id
 # A fixed one: the first boot is like every other.
 echo 0d5aa1ab0d5aa1ab0d5aa1ab0d5aa1ab >/etc/machine-id

@@ -1,22 +1,14 @@
 # A DICOM server as Debian packages it, its index in SQLite. It accepts associations from anybody on the lab's
 # network, and sends what the client asks for to the client.
 apt-get -q -y install orthanc
-cat >/etc/orthanc/lab.json <<'END'
-{
-  "Name": "lab",
-  "DicomServerEnabled": true,
-  "DicomAet": "ORTHANC",
-  "DicomPort": 4242,
-  "DicomAlwaysAllowEcho": true,
-  "DicomAlwaysAllowStore": true,
-  "DicomAlwaysAllowFind": true,
-  "DicomAlwaysAllowGet": true,
-  "DicomAlwaysAllowMove": true,
-  "DicomModalities": { "client": ["CLIENT", "CLIENT_ADDRESS", 11112] },
-  "DicomScuTimeout": 0,
-  "SyncStorageArea": true,
-  "HttpServerEnabled": false,
-  "OverwriteInstances": true
+set_option() {
+	sed -i "s|^\( *\"$1\" *: *\).*,\$|\1$2,|" /etc/orthanc/orthanc.json
+	grep -q "^ *\"$1\" *: *$2,\$" /etc/orthanc/orthanc.json || { echo "orthanc.json has no option $1 to set" >&2; exit 1; }
 }
-END
-sed -i "s/CLIENT_ADDRESS/$CLIENT_ADDRESS/" /etc/orthanc/lab.json
+for option in DicomAlwaysAllowFind DicomAlwaysAllowGet DicomAlwaysAllowMove OverwriteInstances; do set_option $option true; done
+set_option HttpServerEnabled false
+# A pair whose machines are emulated stands still for longer than real ones.
+set_option DicomScpTimeout 600
+set_option DicomScuTimeout 600
+sed -i "s|^ *\"DicomModalities\" *: *{|&\n    \"client\" : [ \"CLIENT\", \"$CLIENT_ADDRESS\", 11112 ]|" /etc/orthanc/orthanc.json
+grep -q "\"CLIENT\", \"$CLIENT_ADDRESS\"" /etc/orthanc/orthanc.json

@@ -23,3 +23,9 @@ max_wal_size = 256MB
 checkpoint_timeout = 5min
 END
 echo 'host all all samenet scram-sha-256' >>"$conf/pg_hba.conf"
+
+# Work for a busy guest: a compiler, and packages to install without a network.
+apt-get -q -y install tcc libc6-dev
+mkdir -p /srv/packages
+cd /srv/packages
+apt-get -q -o APT::Sandbox::User=root download bc tree zip unzip
