@@ -75,11 +75,14 @@ func fuzzRings(f *testing.F, pick func(*rig) *device) {
 			r.RAM().Write(fuzzDesc, desc[:min(len(desc), fuzzAvail-fuzzDesc)])
 			r.RAM().Write(fuzzAvail, avail[:min(len(avail), fuzzUsed-fuzzAvail)])
 			r.RAM().Write(0x8000, data[:min(len(data), 0x4000)])
-			r.console.input = append(r.console.input, "typed"...)
+			r.console.Input([]byte("typed"))
+			for i := range r.console.ports {
+				r.console.ports[i].due = dueAll
+			}
 		})
 		r.activate(t)
 		d := pick(r)
-		ringOf(r, d, uint64(features&3)<<28)
+		ringOf(r, d, uint64(features&3)<<28|uint64(features>>2)) // the device's own first features too
 		for range 2 {
 			for i := range d.queues {
 				r.Do(func() { d.kick(i) })

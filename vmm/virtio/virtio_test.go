@@ -376,8 +376,8 @@ func TestMalformedRings(t *testing.T) {
 }
 
 // msiBase is the number of the first message source of the device in a slot: NIC, disk, console and
-// entropy source have 3, 2, 3 and 2.
-func msiBase(slot int) int { return [...]int{0, 0, 3, 5, 8}[slot] }
+// entropy source have 3, 2, 7 and 2.
+func msiBase(slot int) int { return [...]int{0, 0, 3, 5, 12}[slot] }
 
 func TestEventIndex(t *testing.T) {
 	r := newRig(t)
