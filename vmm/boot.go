@@ -15,6 +15,9 @@ func (m *Machine) Boot() error {
 	if err := m.mustBeIdle(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
+	if m.cfg.Firmware != nil {
+		return m.bootFirmware()
+	}
 	e, err := boot.Load(m.ram, boot.Params{Kernel: m.cfg.Kernel, Initrd: m.cfg.Initrd, Cmdline: m.cfg.Cmdline, CPUs: m.cfg.CPUs})
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)

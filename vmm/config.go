@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/pollux-ha/pollux/vmm/firmware"
 	"github.com/pollux-ha/pollux/vmm/legacy"
 	"github.com/pollux-ha/pollux/vmm/platform"
 )
@@ -22,6 +23,9 @@ type Config struct {
 	Kernel  []byte
 	Initrd  []byte
 	Cmdline string
+
+	// Firmware boots the machine from its own disks instead of a kernel.
+	Firmware *FirmwareConfig
 
 	Disks []DiskConfig
 	Nets  []NetConfig
@@ -68,6 +72,16 @@ type DiskConfig struct {
 	ReadOnly bool
 	Serial   string // empty: pollux-<index>
 	Queues   int    // request queues; 0: one for each vCPU, at most 4
+}
+
+// FirmwareConfig is a machine's UEFI firmware.
+type FirmwareConfig struct {
+	// File holds the flash memory, platform.FlashSize bytes: the variables and the code that the guest was
+	// booted with. It is the disk after Config.Disks, and mirrored as they are.
+	File BlockFile
+	// Image is the firmware as the host has it, for Boot: new code for each cold boot, variables for the
+	// first. Nil boots what File holds.
+	Image *firmware.Image
 }
 
 // NetConfig is one network interface of the guest.

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/pollux-ha/pollux/vmm/firmware"
 	"github.com/pollux-ha/pollux/vmm/legacy"
 	"github.com/pollux-ha/pollux/vmm/pci"
 	"github.com/pollux-ha/pollux/vmm/platform"
@@ -22,6 +23,7 @@ type devices struct {
 	serial  *legacy.Serial
 	acpi    *legacy.ACPI
 
+	flash      *firmware.Flash // nil: no firmware
 	watchdog   *pci.Watchdog
 	generation *legacy.Generation
 
@@ -37,6 +39,11 @@ func (m *Machine) addDevices() error {
 		return fmt.Errorf("make the PCI host: %w", err)
 	}
 	d.all = append(d.all, host)
+	if m.cfg.Firmware != nil {
+		if err := m.addFirmware(host); err != nil {
+			return fmt.Errorf("make the firmware's devices: %w", err)
+		}
+	}
 	for i, c := range m.cfg.Nets {
 		n, err := virtio.NewNet(m, host, virtio.NetConfig{Index: i, Tap: c.Tap, MAC: c.MAC})
 		if err != nil {
@@ -178,17 +185,20 @@ func (m *Machine) OnReceive(fn func(nic int, frame []byte)) {
 // CopyDisk has a disk's worker read n bytes at offset and report them through Output.DiskWritten, in
 // order with the guest's own writes.
 func (m *Machine) CopyDisk(disk int, offset, n int64) {
-	if disk < 0 || disk >= len(m.devices.disks) {
-		return
-	}
-	m.Lock()
-	defer m.Unlock()
-	m.devices.disks[disk].CopyRange(offset, n, func(err error) {
+	done := func(err error) {
 		if err != nil {
 			m.log.Error("a range of a disk can't be copied", zap.Int("disk", disk), zap.Int64("offset", offset),
 				zap.Int64("bytes", n), zap.Error(err))
 		}
-	})
+	}
+	m.Lock()
+	defer m.Unlock()
+	switch disks := m.devices.disks; {
+	case disk >= 0 && disk < len(disks):
+		disks[disk].CopyRange(offset, n, done)
+	case disk == len(disks) && m.devices.flash != nil:
+		done(m.devices.flash.CopyRange(offset, n))
+	}
 }
 
 // SetGeneration changes the VM generation ID that the guest sees; one that runs hears of it.

@@ -55,6 +55,7 @@ type Mode string
 const (
 	Protected32 Mode = "32-bit protected mode (PVH)"
 	Long64      Mode = "64-bit long mode (Linux boot protocol)"
+	Real16      Mode = "real mode at the reset vector (firmware)"
 )
 
 // Segment is a segment register with its hidden part. The fields are those of struct kvm_segment.

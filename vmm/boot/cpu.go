@@ -11,6 +11,8 @@ import (
 const (
 	cr0PE   = 1 << 0
 	cr0ET   = 1 << 4
+	cr0NW   = 1 << 29
+	cr0CD   = 1 << 30
 	cr0PG   = 1 << 31
 	cr4PAE  = 1 << 5
 	eferLME = 1 << 8
@@ -46,6 +48,19 @@ func busyTSS() Segment {
 }
 
 func noLDT() Segment { return Segment{Type: 2, Unusable: 1} }
+
+// ResetVector is the state of a processor after power-on (Intel SDM volume 3, table 10-1): it begins 16 bytes
+// below 4 GiB, in firmware.
+func ResetVector() Entry {
+	const limit = 0xffff
+	data := Segment{Limit: limit, Type: 3, Present: 1, S: 1}
+	return Entry{
+		Mode: Real16, RIP: 0xfff0, RFLAGS: rflagsFixed, CR0: cr0ET | cr0CD | cr0NW,
+		CS: Segment{Base: 0xffff_0000, Limit: limit, Selector: 0xf000, Type: 0xb, Present: 1, S: 1}, Data: data,
+		TR: Segment{Limit: limit, Type: 0xb, Present: 1}, LDT: Segment{Limit: limit, Type: 2, Present: 1},
+		GDT: Table{Limit: limit}, IDT: Table{Limit: limit},
+	}
+}
 
 // descriptor packs a segment as it stands in a GDT (Intel SDM volume 3, 3.4.5).
 func (s Segment) descriptor() uint64 {

@@ -28,6 +28,7 @@ const (
 	CapTSCDeadlineTimer   Cap = 72
 	CapSyncRegs           Cap = 74
 	CapSignalMSI          Cap = 77
+	CapReadOnlyMem        Cap = 81
 	CapIOEventFDAnyLength Cap = 122
 	CapImmediateExit      Cap = 136
 	CapManualDirtyLog     Cap = 168

@@ -33,11 +33,11 @@ type Host struct {
 	ecamMapped bool
 	ecamAt     uint64 // if mapped
 
-	next      uint64 // where the next base address register goes
-	address   uint32 // CONFIG_ADDRESS
-	reset     uint8  // the reset control register, port 0xcf9
-	asserted  [slots]bool
-	level     map[int]bool // what each GSI was last set to
+	next     uint64 // where the next base address register goes
+	address  uint32 // CONFIG_ADDRESS
+	reset    uint8  // the reset control register, port 0xcf9
+	asserted [slots]bool
+	level    map[int]bool // what each GSI was last set to
 }
 
 // NewHost makes a host with a host bridge at 00:00.0 and maps its configuration ports and ECAM.

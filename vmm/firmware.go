@@ -1,0 +1,51 @@
+package vmm
+
+import (
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"github.com/pollux-ha/pollux/vmm/boot"
+	"github.com/pollux-ha/pollux/vmm/firmware"
+	"github.com/pollux-ha/pollux/vmm/pci"
+	"github.com/pollux-ha/pollux/vmm/platform"
+)
+
+// addFirmware makes what firmware needs of the machine. The device lock is held.
+func (m *Machine) addFirmware(host *pci.Host) error {
+	d := &m.devices
+	flash, err := firmware.NewFlash(m, firmware.FlashConfig{
+		File: m.cfg.Firmware.File, Disk: len(m.cfg.Disks),
+		Failed: func(err error) { m.log.Error("the firmware's flash memory", zap.Error(err)) },
+	})
+	if err != nil {
+		return err
+	}
+	d.flash, d.all = flash, append(d.all, flash)
+	slot := uint32(len(m.ram.Regions()))
+	if err := m.vm.SetReadOnlyMemory(slot, platform.FlashBase, flash.Memory()); err != nil {
+		return err
+	}
+	about := firmware.Machine{RAM: m.ram, CPUs: m.cfg.CPUs, ECAM: host.ECAM}
+	config, err := firmware.NewConfig(m, m.cfg.CPUs, about.Files())
+	if err != nil {
+		return err
+	}
+	d.all = append(d.all, config)
+	if m.log.Core().Enabled(zap.DebugLevel) {
+		return firmware.MapDebugPort(m, m.log.Named("firmware"))
+	}
+	return nil
+}
+
+// bootFirmware puts the first vCPU at the reset vector. The device lock is held.
+func (m *Machine) bootFirmware() error {
+	if err := m.devices.flash.Prepare(m.cfg.Firmware.Image); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	if err := m.vcpus[0].enter(boot.ResetVector()); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	m.ready = true
+	return nil
+}
