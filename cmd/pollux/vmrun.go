@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
@@ -35,19 +36,25 @@ func newVMCommand() *cobra.Command {
 // vmOptions is the command line of "vm run".
 type vmOptions struct {
 	kernel, initrd, cmdline string
+	firmware                firmwareOptions
 	disks, nets             []string
 	memory                  string
 	cpus                    int
 	noReboot                bool
+	debug                   bool
 }
 
 func newVMRunCommand() *cobra.Command {
 	var o vmOptions
 	cmd := &cobra.Command{
-		Use:   "run --kernel FILE",
+		Use:   "run {--kernel FILE | --firmware uefi}",
 		Short: "Run one guest on this host, with its console here",
 		Long: `Run one guest on this host, with its console on this terminal. Nothing protects it and no daemon
 knows of it: this is for trying out whether a guest runs on Pollux.
+
+A guest boots from a kernel, or with --firmware uefi from its own disk, as on a real machine. The firmware is
+OVMF as Debian's package ovmf has it. Its variables, boot entries among them, are forgotten in the end unless
+--firmware-vars names a file for them, which is made where it is missing.
 
 The guest's console is the serial port ttyS0; a Linux kernel that does not boot quietly finds it with
 --cmdline console=ttyS0. On a terminal, Ctrl-] or Ctrl-A x ends the guest as a power cut does, Ctrl-A
@@ -58,7 +65,8 @@ crashes or a signal ends it, which is a power cut too. A guest that resets boots
 is given.
 
   pollux vm run --kernel /boot/vmlinuz --initrd initrd.img --cmdline "console=ttyS0 quiet" \
-      --disk root.raw --net tap=tap0 --memory 512M`,
+      --disk root.raw --net tap=tap0 --memory 512M
+  pollux vm run --firmware uefi --firmware-vars vars.raw --disk debian.raw --memory 1G`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runVM(cmd.Context(), o) },
 	}
@@ -66,11 +74,15 @@ is given.
 	f.StringVar(&o.kernel, "kernel", "", "kernel image: an ELF with a PVH note, a bzImage, or "+builtinLedger)
 	f.StringVar(&o.initrd, "initrd", "", "initial RAM disk")
 	f.StringVar(&o.cmdline, "cmdline", "", "kernel command line")
+	f.StringVar(&o.firmware.kind, "firmware", "", "boot from the guest's own disk: uefi")
+	f.StringVar(&o.firmware.vars, "firmware-vars", "", "file that keeps the firmware's variables")
+	f.StringVar(&o.firmware.image, "firmware-image", "", "another OVMF than the package's: CODE.fd,VARS.fd")
 	f.StringArrayVar(&o.disks, "disk", nil, "a disk: FILE[,readonly], raw; may be repeated")
 	f.StringArrayVar(&o.nets, "net", nil, "a network card: tap=NAME[,mac=MAC]; may be repeated")
 	f.StringVar(&o.memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual CPUs")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end, too, when the guest resets")
+	f.BoolVar(&o.debug, "debug", false, "log on standard error what the machine does, and which devices the guest misses")
 	return cmd
 }
 
@@ -80,8 +92,10 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
-	if err := boot.Check(config.Kernel); err != nil {
-		return fmt.Errorf("%s: %w", o.kernel, err)
+	if config.Firmware == nil {
+		if err := boot.Check(config.Kernel); err != nil {
+			return fmt.Errorf("%s: %w", o.kernel, err)
+		}
 	}
 	if err := kvm.Check(); err != nil {
 		return err
@@ -188,11 +202,24 @@ func (o vmOptions) machine() (config vmm.Config, release func() error, err error
 	if o.cpus < 1 {
 		return config, release, usagef("--cpus %d: a guest has at least one", o.cpus)
 	}
-	if o.kernel == "" {
-		return config, release, usagef("--kernel is needed: a file, or %s", builtinLedger)
+	switch {
+	case o.firmware.kind != "":
+		flash, err := o.openFirmware(&config)
+		if err != nil {
+			return config, release, err
+		}
+		opened = append(opened, flash)
+	case o.kernel == "":
+		return config, release, usagef("--kernel is needed: a file, or %s; or --firmware uefi", builtinLedger)
+	default:
+		if config.Kernel, err = readKernel(o.kernel); err != nil {
+			return config, release, err
+		}
 	}
-	if config.Kernel, err = readKernel(o.kernel); err != nil {
-		return config, release, err
+	if o.debug {
+		if config.Log, err = zap.NewDevelopment(); err != nil {
+			return config, release, fmt.Errorf("make the log: %w", err)
+		}
 	}
 	if o.initrd != "" {
 		if config.Initrd, err = readImage("initrd", o.initrd, config.MemoryBytes); err != nil {

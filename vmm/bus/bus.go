@@ -55,21 +55,26 @@ func (s *Space) Unmap(base uint64) {
 }
 
 // Read performs a guest's read. Where no window holds the whole access, all bits read as one,
-// as on a PC.
-func (s *Space) Read(addr uint64, data []byte) {
+// as on a PC, and the result is false.
+func (s *Space) Read(addr uint64, data []byte) bool {
 	for i := range data {
 		data[i] = 0xff
 	}
-	if w := s.find(addr, len(data)); w != nil {
+	w := s.find(addr, len(data))
+	if w != nil {
 		w.h.Read(addr-w.base, data)
 	}
+	return w != nil
 }
 
-// Write performs a guest's write; where no window holds the whole access it has no effect.
-func (s *Space) Write(addr uint64, data []byte) {
-	if w := s.find(addr, len(data)); w != nil {
+// Write performs a guest's write; where no window holds the whole access it has no effect, and the
+// result is false.
+func (s *Space) Write(addr uint64, data []byte) bool {
+	w := s.find(addr, len(data))
+	if w != nil {
 		w.h.Write(addr-w.base, data)
 	}
+	return w != nil
 }
 
 func (s *Space) find(addr uint64, n int) *window {
