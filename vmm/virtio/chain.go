@@ -1,6 +1,7 @@
 package virtio
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ const (
 	descIndirect = 4 // VIRTQ_DESC_F_INDIRECT
 
 	maxIndirect   = 1024     // descriptors in an indirect table; no driver uses more
-	maxChainBytes = 64 << 20 // of a whole chain; no device here has a use for more
+	maxChainBytes = 64 << 20 // of a whole chain that does not say otherwise
 )
 
 // errRing says that a driver's ring makes no sense; the device needs a reset then.
@@ -36,6 +37,7 @@ type chain struct {
 	in   []segment // for the device to write
 
 	readable, writable uint64 // bytes
+	limit              uint64 // of bytes; 0: maxChainBytes
 }
 
 // parse walks the chain that starts at head.
@@ -86,8 +88,8 @@ func (c *chain) add(ram *memory.RAM, addr uint64, length uint32, write bool) err
 	if _, err := ram.View(addr, uint64(length)); err != nil {
 		return fmt.Errorf("descriptor: %w: %w", errRing, err)
 	}
-	if c.readable+c.writable+uint64(length) > maxChainBytes {
-		return fmt.Errorf("descriptor chain of more than %d bytes: %w", maxChainBytes, errRing)
+	if limit := cmp.Or(c.limit, maxChainBytes); c.readable+c.writable+uint64(length) > limit {
+		return fmt.Errorf("descriptor chain of more than %d bytes: %w", limit, errRing)
 	}
 	if write {
 		c.in = append(c.in, segment{addr, length})

@@ -180,9 +180,13 @@ func (s *isrStatus) Read(_ uint64, data []byte) {
 
 func (s *isrStatus) Write(uint64, []byte) {}
 
-// deviceConfig is the device-specific configuration (section 4.1.4.6). No device here has a field
-// that the driver may write.
+// deviceConfig is the device-specific configuration (section 4.1.4.6).
 type deviceConfig device
+
+// configWriter is a model with a field that the driver may write.
+type configWriter interface {
+	writeConfig(off uint64, data []byte)
+}
 
 func (c *deviceConfig) Read(off uint64, data []byte) {
 	clear(data)
@@ -191,7 +195,11 @@ func (c *deviceConfig) Read(off uint64, data []byte) {
 	}
 }
 
-func (c *deviceConfig) Write(uint64, []byte) {}
+func (c *deviceConfig) Write(off uint64, data []byte) {
+	if w, ok := c.model.(configWriter); ok {
+		w.writeConfig(off, data)
+	}
+}
 
 // notifyArea takes notifications that did not come through Platform.Notify (section 4.1.4.4).
 type notifyArea device

@@ -23,7 +23,7 @@ const (
 	pbaOffset    = 0x5000
 
 	notifyMultiplier = 4
-	maxQueues        = 8
+	maxQueues        = 16
 	maxConfig        = 0x100
 )
 
@@ -74,6 +74,7 @@ var (
 	kindBlk     = kind{"blk", 2, 0x018000}
 	kindConsole = kind{"console", 3, 0x078000}
 	kindRNG     = kind{"rng", 4, 0xff0000}
+	kindBalloon = kind{"balloon", 5, 0xff0000}
 )
 
 // model is what a kind of device adds to the transport. Called with the device lock held.
