@@ -71,7 +71,7 @@ func TestHost(t *testing.T) {
 	// A client reaches hosts, through cables that can be cut.
 	c := l.Client("client")
 	ping := func() error {
-		out, err := c.Command(ctx, "busybox", "ping", "-c", "1", "-W", "2", Cluster.Address(a.Number).String()).CombinedOutput()
+		out, err := c.Command(ctx, "busybox", "ping", "-c", "1", "-W", "2", Control.Address(a.Number).String()).CombinedOutput()
 		if err != nil {
 			t.Logf("%s", out)
 		}
@@ -80,13 +80,13 @@ func TestHost(t *testing.T) {
 	if err := ping(); err != nil {
 		t.Errorf("a client can't reach host a: %v", err)
 	}
-	if err := a.Cut(Cluster); err != nil {
+	if err := a.Cut(Control); err != nil {
 		t.Fatal(err)
 	}
 	if ping() == nil {
 		t.Error("a cut cable carries frames")
 	}
-	if err := a.Mend(Cluster); err != nil {
+	if err := a.Mend(Control); err != nil {
 		t.Fatal(err)
 	}
 	if err := ping(); err != nil {

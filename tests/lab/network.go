@@ -16,12 +16,12 @@ type Network string
 
 const (
 	LAN         Network = "lan"     // guests and their clients; addresses by DHCP
-	Cluster     Network = "cluster" // Raft, gossip, calls between daemons
+	Control     Network = "cluster" // Raft, gossip, calls between daemons
 	Replication Network = "repl"    // checkpoint streams
 )
 
 // Networks are all of them.
-var Networks = []Network{LAN, Cluster, Replication}
+var Networks = []Network{LAN, Control, Replication}
 
 func (n Network) index() byte {
 	for i, o := range Networks {
