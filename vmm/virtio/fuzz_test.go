@@ -65,12 +65,22 @@ func fuzzRings(f *testing.F, pick func(*rig) *device) {
 	good = virtiotest.Desc{Addr: 0x8000, Len: 16, Flags: virtiotest.Next, Next: 1}.Append(good)
 	good = virtiotest.Desc{Addr: 0x9000, Len: 513, Flags: virtiotest.Write}.Append(good)
 	good = virtiotest.Desc{Addr: fuzzDesc + 16, Len: 16, Flags: virtiotest.Table}.Append(good)
+	// A request with a range to zero: header, range, status.
+	zero := virtiotest.Desc{Addr: 0x8000, Len: 16, Flags: virtiotest.Next, Next: 1}.Append(nil)
+	zero = virtiotest.Desc{Addr: 0x8010, Len: 32, Flags: virtiotest.Next, Next: 2}.Append(zero)
+	zero = virtiotest.Desc{Addr: 0x9000, Len: 1, Flags: virtiotest.Write}.Append(zero)
+	ranges := append([]byte{blkDiscard}, make([]byte, 47)...)
+	ranges[24], ranges[33], ranges[40] = 3, 1, 8
+	f.Add(zero, []byte{0, 0, 1, 0}, bytes.Clone(ranges), byte(0xc0))
+	ranges[0], ranges[28] = blkWriteZeroes, 1
+	f.Add(zero, []byte{0, 0, 1, 0}, ranges, byte(0xc0))
 	avail := []byte{0, 0, 1, 0, 0, 0, 2, 0, 1, 0}
 	f.Add(good, avail, []byte{0, 0, 0, 0}, byte(0))
 	f.Add(good, avail, []byte{4, 0, 0, 0}, byte(3))
 	f.Add(good, []byte{0, 0, 4, 0, 0, 0, 1, 0, 2, 0, 2, 0}, []byte{1}, byte(1))
 	f.Fuzz(func(t *testing.T, desc, avail, data []byte, features byte) {
-		r := newRig(t)
+		r := newRigOf(t, 2)
+		r.file.exact = features&4 != 0
 		r.Do(func() {
 			r.RAM().Write(fuzzDesc, desc[:min(len(desc), fuzzAvail-fuzzDesc)])
 			r.RAM().Write(fuzzAvail, avail[:min(len(avail), fuzzUsed-fuzzAvail)])
@@ -82,7 +92,7 @@ func fuzzRings(f *testing.F, pick func(*rig) *device) {
 		})
 		r.activate(t)
 		d := pick(r)
-		ringOf(r, d, uint64(features&3)<<28|uint64(features>>2)) // the device's own first features too
+		ringOf(r, d, uint64(features&3)<<28|uint64(features>>2)|uint64(features&0xc0)<<7) // features of the device's own, too
 		for range 2 {
 			for i := range d.queues {
 				r.Do(func() { d.kick(i) })

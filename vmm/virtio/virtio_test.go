@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,7 +41,10 @@ type rig struct {
 	wire    int // the other end of the NIC's tap: a descriptor
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { t.Helper(); return newRigOf(t, 1) }
+
+// newRigOf makes a rig whose disk has so many queues.
+func newRigOf(t testing.TB, queues int) *rig {
 	t.Helper()
 	r := &rig{Machine: platformtest.New(t, ramSize), file: newMemFile(1 << 20)}
 	// A pair of packet sockets behaves like a tap: a read and a write for each frame.
@@ -60,7 +66,7 @@ func newRig(t testing.TB) *rig {
 		if r.net, err = NewNet(r, r.host, NetConfig{Tap: tap, MAC: testMAC}); err != nil {
 			t.Fatal(err)
 		}
-		if r.blk, err = NewBlk(r, r.host, BlkConfig{File: r.file, Serial: "pollux-test"}); err != nil {
+		if r.blk, err = NewBlk(r, r.host, BlkConfig{File: r.file, Serial: "pollux-test", Queues: queues}); err != nil {
 			t.Fatal(err)
 		}
 		if r.console, err = NewConsole(r, r.host); err != nil {
@@ -79,6 +85,9 @@ func newRig(t testing.TB) *rig {
 				if err != nil {
 					t.Error(err)
 				}
+			}
+			if r.file.broken != "" {
+				t.Error(r.file.broken)
 			}
 			if n := r.Notifications(); n != 0 || r.Polling() {
 				t.Errorf("%d notifications left, polling %v", n, r.Polling())
@@ -107,7 +116,7 @@ func (r *rig) activate(t testing.TB) {
 // move restores what r holds into another machine and returns it.
 func (r *rig) move(t testing.TB) *rig {
 	t.Helper()
-	to := newRig(t)
+	to := newRigOf(t, len(r.blk.queues))
 	for range 2 { // a replica restores again and again
 		var state []byte
 		r.Do(func() { state = platform.AppendState(nil, r.devices()); to.CopyRAM(r.Machine) })
@@ -131,6 +140,10 @@ type memFile struct {
 	fail  error    // of the next operations
 	gate  chan struct{}
 	begun chan string // receives each operation as it begins, while gated
+
+	exact  bool   // Zero works
+	active []zone // under way; unmap stands for a change
+	broken string // two operations that should not have met
 }
 
 func newMemFile(n int) *memFile { return &memFile{data: make([]byte, n)} }
@@ -153,39 +166,72 @@ func (f *memFile) release() {
 	}
 }
 
-func (f *memFile) enter(op string) error {
+// enter begins an operation on a range; leave is called in its end.
+func (f *memFile) enter(op string, z zone) (leave func(), err error) {
 	f.mu.Lock()
 	f.log = append(f.log, op)
+	for _, o := range f.active {
+		if (z.unmap || o.unmap) && z.overlaps(&o) {
+			f.broken = fmt.Sprintf("%s of %+v beside %+v (unmap: changes)", op, z, o)
+		}
+	}
+	f.active = append(f.active, z)
 	gate, begun := f.gate, f.begun
 	f.mu.Unlock()
 	if gate != nil {
 		begun <- op
 		<-gate
 	}
+	runtime.Gosched() // so that others get between
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.fail
+	return func() {
+		f.active = slices.Delete(f.active, slices.Index(f.active, z), slices.Index(f.active, z)+1)
+		f.mu.Unlock()
+	}, f.fail
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
-	if err := f.enter("read"); err != nil {
+	leave, err := f.enter("read", zone{offset: off, n: int64(len(p))})
+	defer leave()
+	if err != nil {
 		return 0, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	return copy(p, f.data[off:]), nil
 }
 
 func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
-	if err := f.enter("write"); err != nil {
+	leave, err := f.enter("write", zone{off, int64(len(p)), true})
+	defer leave()
+	if err != nil {
 		return 0, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	return copy(f.data[off:], p), nil
 }
 
-func (f *memFile) Sync() error { return f.enter("sync") }
+func (f *memFile) Sync() error {
+	leave, err := f.enter("sync", zone{})
+	defer leave()
+	return err
+}
+
+// Zero is what makes it a Zeroer; on a file that is not exact it is of no use.
+func (f *memFile) Zero(off, n int64, unmap bool) error {
+	op := "zero"
+	if unmap {
+		op = "unmap"
+	}
+	leave, err := f.enter(op, zone{off, n, true})
+	defer leave()
+	if err != nil {
+		return err
+	}
+	if !f.exact {
+		return fmt.Errorf("zero: %w", errors.ErrUnsupported)
+	}
+	clear(f.data[off : off+n])
+	return nil
+}
+
 func (f *memFile) Size() int64 { return int64(len(f.data)) }
 
 func (f *memFile) setFail(err error) {
