@@ -77,12 +77,3 @@ func setMSR(c *kvm.VCPU, index uint32, value uint64) error {
 	}
 	return err
 }
-
-// tscTolerance is the difference between two rates that KVM, too, takes for none (250 ppm).
-func sameTSCRate(a, b int) bool {
-	d := a - b
-	if d < 0 {
-		d = -d
-	}
-	return d <= a/4000
-}

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/firmware"
 	"github.com/pollux-ha/pollux/vmm/legacy"
 	"github.com/pollux-ha/pollux/vmm/platform"
@@ -53,9 +54,9 @@ type Config struct {
 	// PinCPUs ties each vCPU's thread to a host CPU of its own, where there are enough.
 	PinCPUs bool
 
-	// CPUMask takes features away from the guest's CPUID, so that it can run on both hosts of an
-	// unequal pair. Nil shows it all that KVM supports.
-	CPUMask CPUMask
+	// CPU is the processor that the guest sees, so that it can run on both hosts of an unequal pair. A
+	// host that can't run it fails New with ErrCPU. Nil shows the guest all that this host has.
+	CPU *cpu.Model
 }
 
 // BlockFile is what a disk is kept in.
@@ -104,5 +105,6 @@ var (
 	ErrStopped     = errors.New("the machine has stopped")
 	ErrRunning     = errors.New("the machine is running")
 	ErrMemoryFault = errors.New("guest memory can't be read")
+	ErrCPU         = errors.New("another CPU model is needed, or another host")
 	ErrState       = platform.ErrState
 )

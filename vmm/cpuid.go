@@ -1,170 +1,220 @@
 package vmm
 
 import (
-	"encoding/binary"
+	"fmt"
 	"hash/fnv"
-	"math/bits"
+	"os"
+	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 )
 
-// CPUMask takes CPU features away from what a guest sees.
-type CPUMask interface {
-	// Apply may clear bits of the registers of one CPUID leaf before the guest sees it.
-	Apply(leaf, index uint32, eax, ebx, ecx, edx *uint32)
+// HostCPU asks what processor this machine and its kernel can give to guests. It makes a machine for the
+// purpose, without memory, and takes about 10 ms.
+func HostCPU() (cpu.Host, error) {
+	sys, err := kvm.Open()
+	if err != nil {
+		return cpu.Host{}, err
+	}
+	defer sys.Close()
+	if err := sys.Check(); err != nil {
+		return cpu.Host{}, err
+	}
+	vm, err := sys.CreateVM()
+	if err != nil {
+		return cpu.Host{}, err
+	}
+	defer vm.Close()
+	if err := vm.CreateIRQChip(); err != nil { // the LAPIC's registers need one
+		return cpu.Host{}, err
+	}
+	c, err := vm.CreateVCPU(0)
+	if err != nil {
+		return cpu.Host{}, err
+	}
+	defer c.Close()
+	return probeCPU(sys, c)
 }
 
-// apicBusHz is the rate of the LAPIC timer that KVM emulates.
-const apicBusHz = 1_000_000_000
-
-// Bits that are set or cleared here (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E).
-const (
-	ecx1VMX         = 1 << 5
-	ecx1PDCM        = 1 << 15
-	ecx1X2APIC      = 1 << 21
-	ecx1TSCDeadline = 1 << 24
-	ecx1XSAVE       = 1 << 26
-	ecx1Hypervisor  = 1 << 31
-	edx1DS          = 1 << 21
-	edx1HTT         = 1 << 28
-
-	ecx8SVM       = 1 << 2
-	ecx8CmpLegacy = 1 << 1
-	ecx8PerfCtr   = 1<<23 | 1<<24 | 1<<28
-
-	// KVM's paravirtual features (Documentation/virt/kvm/x86/cpuid.rst) whose state would not
-	// travel, or which need help from user space: asynchronous page faults, their exits and
-	// interrupts, hypercalls about memory and migration.
-	kvmHidden = 1<<4 | 1<<10 | 1<<14 | 1<<16 | 1<<17
-)
-
-// guestCPUID is what vCPU id of n sees: what KVM supports, without what a checkpoint does not
-// carry (nested virtualization, performance counters), with one socket of n cores, and with the
-// rate of the TSC, so that nobody has to measure it.
-func guestCPUID(supported []kvm.CPUIDEntry, id, n, tscKHz int, deadline bool, mask CPUMask) []kvm.CPUIDEntry {
-	width := bits.Len(uint(n - 1)) // bits of an APIC ID that number cores
-	var out []kvm.CPUIDEntry
+// probeCPU asks by way of a vCPU that is new. It leaves the host's own CPUID in it.
+func probeCPU(sys *kvm.System, c *kvm.VCPU) (cpu.Host, error) {
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return cpu.Host{}, err
+	}
+	leaves := make([]cpu.Leaf, 0, len(supported))
 	for _, e := range supported {
-		switch e.Function {
-		case 1:
-			e.EBX = e.EBX&0x0000_ffff | uint32(id)<<24 | uint32(1<<width)<<16
-			e.ECX = e.ECX&^(ecx1VMX|ecx1PDCM) | ecx1X2APIC | ecx1Hypervisor
-			if deadline {
-				e.ECX |= ecx1TSCDeadline
-			}
-			e.EDX &^= edx1DS | edx1HTT
-			if n > 1 {
-				e.EDX |= edx1HTT
-			}
-		case 4: // caches on Intel: the last level is shared by all cores
-			if e.EAX&0x1f != 0 {
-				e.EAX = shareCache(e.EAX, n)&0x03ff_ffff | uint32(1<<width-1)<<26
-			}
-		case 0xa:
-			e.EAX, e.EBX, e.ECX, e.EDX = 0, 0, 0, 0
-		case 0xb, 0x1f, 0x15, 0x8000_0022, 0x4000_0010:
-			continue // made anew below, or not shown
-		case 0x4000_0000:
-			e.EAX = max(e.EAX, 0x4000_0010)
-		case 0x4000_0001:
-			e.EAX &^= kvmHidden
-		case 0x8000_0001:
-			e.ECX &^= ecx8SVM | ecx8PerfCtr | ecx8CmpLegacy
-			if n > 1 {
-				e.ECX |= ecx8CmpLegacy
-			}
-		case 0x8000_0008:
-			e.ECX = uint32(width)<<12 | uint32(n-1)
-		case 0x8000_000a, 0x8000_001f:
-			e.EAX, e.EBX, e.ECX, e.EDX = 0, 0, 0, 0 // SVM, memory encryption
-		case 0x8000_001d: // caches on AMD
-			if e.EAX&0x1f != 0 {
-				e.EAX = shareCache(e.EAX, n)
-			}
-		case 0x8000_001e:
-			e.EAX, e.EBX, e.ECX = uint32(id), uint32(id), 0
-		}
-		out = append(out, e)
+		leaves = append(leaves, cpu.Leaf{
+			Function: e.Function, Index: e.Index, Indexed: e.Flags&kvm.CPUIDIndexed != 0, EAX: e.EAX, EBX: e.EBX, ECX: e.ECX, EDX: e.EDX,
+		})
 	}
-	out = append(out,
-		kvm.CPUIDEntry{Function: 0xb, Index: 0, Flags: kvm.CPUIDIndexed, EAX: 0, EBX: 1, ECX: 1 << 8, EDX: uint32(id)},
-		kvm.CPUIDEntry{Function: 0xb, Index: 1, Flags: kvm.CPUIDIndexed, EAX: uint32(width), EBX: uint32(n), ECX: 2<<8 | 1, EDX: uint32(id)},
-		kvm.CPUIDEntry{Function: 0xb, Index: 2, Flags: kvm.CPUIDIndexed, ECX: 2, EDX: uint32(id)},
-	)
-	if tscKHz > 0 {
-		num, den := ratio(uint64(tscKHz), apicBusHz/1000, 1<<32/(apicBusHz/1000))
-		out = append(out,
-			kvm.CPUIDEntry{Function: 0x15, EAX: den, EBX: num, ECX: apicBusHz},
-			kvm.CPUIDEntry{Function: 0x4000_0010, EAX: uint32(tscKHz), EBX: apicBusHz / 1000})
+	f := cpu.Facts{
+		TSCScaling:  sys.Extension(kvm.CapTSCControl) != 0,
+		TSCDeadline: sys.Extension(kvm.CapTSCDeadlineTimer) != 0,
 	}
-	for i := range out {
-		e := &out[i]
-		if e.Function == 0 {
-			e.EAX = max(e.EAX, 0x15) // the highest leaf
-			e.EAX = min(e.EAX, 0x1e) // beyond 0x1f are leaves that KVM does not give
-		}
-		if mask != nil {
-			mask.Apply(e.Function, e.Index, &e.EAX, &e.EBX, &e.ECX, &e.EDX)
+	if f.TSCKHz, err = c.TSCKHz(); err != nil {
+		return cpu.Host{}, err
+	}
+	if sys.Extension(kvm.CapGetMSRFeatures) != 0 {
+		f.ArchCaps, _ = sys.FeatureMSR(cpu.MSRArchCaps)
+	}
+	if sys.Extension(kvm.CapExceptionPayload) != 0 {
+		f.Events |= cpu.ExceptionPayload
+	}
+	if sys.Extension(kvm.CapTripleFaultEvent) != 0 {
+		f.Events |= cpu.TripleFault
+	}
+	f.Brand, f.Microcode = cpuInfo()
+	f.Kernel = kernelRelease()
+	first, err := cpu.FromLeaves(leaves, f)
+	if err != nil {
+		return cpu.Host{}, err
+	}
+	// Which registers there are can depend on what the vCPU shows.
+	if err := c.SetCPUID(entries(first.Leaves(0, 1))); err != nil {
+		return cpu.Host{}, err
+	}
+	if f.MSRs, f.MSRList, err = probeMSRs(sys, c); err != nil {
+		return cpu.Host{}, err
+	}
+	return cpu.FromLeaves(leaves, f)
+}
+
+// entries is what KVM wants to have of leaves.
+func entries(leaves []cpu.Leaf) []kvm.CPUIDEntry {
+	out := make([]kvm.CPUIDEntry, len(leaves))
+	for i, l := range leaves {
+		out[i] = kvm.CPUIDEntry{Function: l.Function, Index: l.Index, EAX: l.EAX, EBX: l.EBX, ECX: l.ECX, EDX: l.EDX}
+		if l.Indexed {
+			out[i].Flags = kvm.CPUIDIndexed
 		}
 	}
 	return out
 }
 
-// shareCache says in EAX of a cache's leaf by how many cores the cache is shared: a third level by
-// all n, the others by none.
-func shareCache(eax uint32, n int) uint32 {
-	eax &^= 0xfff << 14
-	if level := eax >> 5 & 7; level >= 3 {
-		eax |= uint32(n-1) << 14
+// probeMSRs finds those registers of a checkpoint that this host's KVM has: it gives a value and takes it
+// back. list is a digest of all that KVM lists.
+func probeMSRs(sys *kvm.System, c *kvm.VCPU) (usable cpu.MSRSet, list uint32, err error) {
+	listed, err := sys.MSRIndexes()
+	if err != nil {
+		return nil, 0, err
 	}
-	return eax
-}
-
-// ratio is the fraction with a numerator of at most limit that is next to a/b, by continued
-// fractions. Guests multiply the numerator with the crystal's kHz in 32 bits, hence the limit.
-func ratio(a, b, limit uint64) (num, den uint32) {
-	p0, q0, p1, q1 := uint64(0), uint64(1), uint64(1), uint64(0)
-	for b != 0 {
-		k := a / b
-		p2, q2 := k*p1+p0, k*q1+q0
-		if p2 >= limit {
-			break
-		}
-		p0, q0, p1, q1 = p1, q1, p2, q2
-		a, b = b, a%b
+	has := make(map[uint32]bool, len(listed))
+	h := fnv.New32a()
+	for _, i := range listed {
+		has[i] = true
+		fmt.Fprintf(h, "%x ", i)
 	}
-	return uint32(p1), uint32(q1)
-}
-
-// featureHash is equal on two hosts where a guest sees the same CPU features. Names, cache sizes and
-// rates do not count.
-func featureHash(entries []kvm.CPUIDEntry) uint64 {
-	h := fnv.New64a()
-	for _, e := range entries {
-		switch e.Function {
-		case 1:
-			e.EAX, e.EBX = 0, 0
-		case 7, 0xd, 0x14, 0x19, 0x1d, 0x1e, 0x4000_0001, 0x8000_0001, 0x8000_0007, 0x8000_0021:
-		case 0x8000_0008:
-			e.ECX = 0
-		default:
+	var one kvm.MSRs
+	for _, r := range cpu.MSRs {
+		if !has[r.Index] && !r.Unlisted {
 			continue
 		}
-		var b [24]byte
-		for i, w := range [...]uint32{e.Function, e.Index, e.EAX, e.EBX, e.ECX, e.EDX} {
-			binary.LittleEndian.PutUint32(b[4*i:], w)
+		one.N, one.Entries[0] = 1, kvm.MSREntry{Index: r.Index}
+		if n, err := c.GetMSRs(&one); err != nil || n != 1 {
+			continue
 		}
-		h.Write(b[:])
+		// To set these has effects, and nobody has a KVM where they can't be.
+		if r.Index != cpu.MSRTSC && r.Index != cpu.MSRTSCDeadline {
+			if n, err := c.SetMSRs(&one); err != nil || n != 1 {
+				continue
+			}
+		}
+		usable.Add(r.Index)
 	}
-	return h.Sum64()
+	return usable, h.Sum32(), nil
 }
 
-// hasXSAVE says whether a guest that sees these entries can change its XCR0.
-func hasXSAVE(entries []kvm.CPUIDEntry) bool {
-	for _, e := range entries {
-		if e.Function == 1 {
-			return e.ECX&ecx1XSAVE != 0
+// cpuInfo is the processor's name and its microcode, as the kernel tells people.
+func cpuInfo() (brand, microcode string) {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "", ""
+	}
+	first, _, _ := strings.Cut(string(b), "\n\n")
+	for _, line := range strings.Split(first, "\n") {
+		key, value, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(key) {
+		case "model name":
+			brand = strings.TrimSpace(value)
+		case "microcode":
+			microcode = strings.TrimSpace(value)
 		}
 	}
-	return false
+	return brand, microcode
 }
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// chooseCPU decides, with the help of the first vCPU, what processor the guest sees: the configured one,
+// if this host can run it, or all that the host has.
+func (m *Machine) chooseCPU(sys *kvm.System, c *kvm.VCPU) error {
+	host, err := probeCPU(sys, c)
+	if err != nil {
+		return fmt.Errorf("find out what CPU a guest can have: %w", err)
+	}
+	m.model = host.Model
+	if m.cfg.CPU != nil {
+		m.model = *m.cfg.CPU
+	}
+	if err := host.Check(&m.model); err != nil {
+		return fmt.Errorf("this host %w: %w", err, ErrCPU)
+	}
+	m.digest = m.model.Digest()
+	m.scaledTSC = !cpu.SameRate(m.model.TSCKHz, host.TSCKHz)
+	if m.tscKHz = m.model.TSCKHz; m.tscKHz == 0 {
+		m.tscKHz = host.TSCKHz
+	}
+	for _, r := range cpu.MSRs {
+		if host.MSRs.Has(r.Index) && r.WantedBy(m.model.Features) {
+			m.msrs = append(m.msrs, r.Index)
+		}
+	}
+	for bit, c := range map[cpu.Events]kvm.Cap{cpu.ExceptionPayload: kvm.CapExceptionPayload, cpu.TripleFault: kvm.CapTripleFaultEvent} {
+		if m.model.Events&bit == 0 {
+			continue
+		}
+		if err := m.vm.EnableCap(c, 1); err != nil {
+			return fmt.Errorf("let KVM tell of all pending events: %w", err)
+		}
+	}
+	return nil
+}
+
+// shape makes a new vCPU the processor that was chosen.
+func (v *vcpu) shape() error {
+	m := v.m
+	if m.scaledTSC {
+		if err := v.kvm.SetTSCKHz(m.tscKHz); err != nil {
+			return fmt.Errorf("scale the guest's time stamp counter: %w", err)
+		}
+	}
+	if err := v.kvm.SetCPUID(entries(m.model.Leaves(v.id, m.cfg.CPUs))); err != nil {
+		return err
+	}
+	if err := v.kvm.SetUpMCE(cpu.MCEBanks); err != nil {
+		return err
+	}
+	if m.model.Features.Has("arch_capabilities") {
+		if err := setMSR(v.kvm, cpu.MSRArchCaps, m.model.ArchCaps); err != nil {
+			return err
+		}
+	}
+	v.state.msrs.N = uint32(len(m.msrs))
+	for i, index := range m.msrs {
+		v.state.msrs.Entries[i].Index = index
+	}
+	return nil
+}
+
+// CPU is the processor that the guest sees.
+func (m *Machine) CPU() cpu.Model { return m.model }

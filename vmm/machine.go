@@ -18,6 +18,7 @@ import (
 
 	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/bus"
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 	"github.com/pollux-ha/pollux/vmm/memory"
 	"github.com/pollux-ha/pollux/vmm/platform"
@@ -35,9 +36,12 @@ type Machine struct {
 	vcpus []*vcpu
 	dirty dirtyLog
 
-	syncRegs, sregs2, guestXSAVE bool
-	features                     uint64 // featureHash of the vCPUs' CPUID
-	tscKHz                       int    // of the guest
+	syncRegs, sregs2 bool
+	model            cpu.Model // what the guest sees
+	digest           uint64    // of the model
+	msrs             []uint32  // what a checkpoint holds of each vCPU, in the order of restoring
+	tscKHz           int       // of the guest
+	scaledTSC        bool      // it is not the host's
 
 	attention atomic.Bool // vCPU threads come to the gate before they enter the guest
 	gate      gate
@@ -144,16 +148,10 @@ func (m *Machine) setUpVM() error {
 }
 
 func (m *Machine) addVCPUs(sys *kvm.System) error {
-	supported, err := sys.SupportedCPUID()
-	if err != nil {
-		return err
-	}
-	deadline := sys.Extension(kvm.CapTSCDeadlineTimer) != 0
 	xsave := max(m.vm.Extension(kvm.CapXSAVE2), kvm.XSAVESize)
 	if xsave > maxXSAVE {
 		return fmt.Errorf("an XSAVE area of %d bytes: this program knows up to %d", xsave, maxXSAVE)
 	}
-	var msrs []uint32
 	for id := range m.cfg.CPUs {
 		c, err := m.vm.CreateVCPU(id)
 		if err != nil {
@@ -163,23 +161,12 @@ func (m *Machine) addVCPUs(sys *kvm.System) error {
 		v.state.xsave = make([]byte, xsave)
 		m.vcpus = append(m.vcpus, v)
 		if id == 0 {
-			if m.tscKHz, err = c.TSCKHz(); err != nil {
+			if err := m.chooseCPU(sys, c); err != nil {
 				return err
 			}
 		}
-		cpuid := guestCPUID(supported, id, m.cfg.CPUs, m.tscKHz, deadline, m.cfg.CPUMask)
-		if err := c.SetCPUID(cpuid); err != nil {
+		if err := v.shape(); err != nil {
 			return err
-		}
-		if id == 0 {
-			m.features, m.guestXSAVE = featureHash(cpuid), hasXSAVE(cpuid)
-			if msrs, err = usableMSRs(sys, c); err != nil {
-				return err
-			}
-		}
-		v.state.msrs.N = uint32(len(msrs))
-		for i, index := range msrs {
-			v.state.msrs.Entries[i].Index = index
 		}
 		if m.syncRegs {
 			c.SyncRegs()

@@ -17,7 +17,7 @@ type machinePart struct{ m *Machine }
 func (p machinePart) StateID() string      { return "machine" }
 func (p machinePart) StateVersion() uint16 { return 1 }
 
-// SaveState appends kvmclock u64 (ns), TSC rate u32 (kHz), CPU features u64, power event u8.
+// SaveState appends kvmclock u64 (ns), TSC rate u32 (kHz), digest of the CPU model u64, power event u8.
 func (p machinePart) SaveState(b []byte) []byte {
 	clock, err := p.m.vm.Clock()
 	if err != nil {
@@ -25,7 +25,7 @@ func (p machinePart) SaveState(b []byte) []byte {
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(clock))
 	b = binary.LittleEndian.AppendUint32(b, uint32(p.m.tscKHz))
-	b = binary.LittleEndian.AppendUint64(b, p.m.features)
+	b = binary.LittleEndian.AppendUint64(b, p.m.digest)
 	p.m.gate.Lock()
 	defer p.m.gate.Unlock()
 	return append(b, byte(p.m.gate.power))
@@ -34,7 +34,7 @@ func (p machinePart) SaveState(b []byte) []byte {
 func (p machinePart) RestoreState(_ uint16, b []byte) error {
 	m := p.m
 	r := codec.NewReader(b)
-	clock, khz, features, power := r.U64(), r.U32(), r.U64(), platform.PowerEvent(r.U8())
+	clock, khz, model, power := r.U64(), r.U32(), r.U64(), platform.PowerEvent(r.U8())
 	if clock > 1<<62 {
 		r.Failf("kvmclock of %d ns", clock)
 	}
@@ -47,17 +47,8 @@ func (p machinePart) RestoreState(_ uint16, b []byte) error {
 	if err := r.Done(); err != nil {
 		return err
 	}
-	if features != m.features {
-		return fmt.Errorf("%w: this host shows the guest other CPU features than the host it comes from: "+
-			"use hosts with equal CPUs and kernels, or a CPU mask", ErrState)
-	}
-	if !sameTSCRate(int(khz), m.tscKHz) {
-		for _, v := range m.vcpus {
-			if err := v.kvm.SetTSCKHz(int(khz)); err != nil {
-				return fmt.Errorf("%w: the guest's TSC runs at %d kHz, this host's at %d, and it can't be scaled: %w", ErrState, khz, m.tscKHz, err)
-			}
-		}
-		m.tscKHz = int(khz)
+	if model != m.digest || int(khz) != m.tscKHz {
+		return fmt.Errorf("%w: %w: the guest's CPU is another one than this machine's", ErrState, ErrCPU)
 	}
 	m.clock.kvmclock = time.Duration(clock)
 	m.gate.Lock()

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"hash/crc32"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 )
 
@@ -273,89 +275,88 @@ func movesTSC(t *testing.T) bool {
 	return one.Entries[0].Value >= 1<<60
 }
 
-func TestRatio(t *testing.T) {
-	for _, khz := range []uint64{2_000_000, 2_595_124, 3_693_060, 999_999, 4_294_967, 2_199_998} {
-		num, den := ratio(khz, 1_000_000, 4294)
-		if num == 0 || den == 0 || num >= 4294 {
-			t.Fatalf("%d kHz: %d/%d", khz, num, den)
-		}
-		got := float64(num) / float64(den) * 1e6
-		if d := (got - float64(khz)) / float64(khz); d > 2e-6 || d < -2e-6 {
-			t.Errorf("%d kHz: %d/%d is %.0f kHz", khz, num, den, got)
-		}
-	}
-}
-
-func TestGuestCPUID(t *testing.T) {
-	supported := []kvm.CPUIDEntry{
-		{Function: 0, EAX: 0x1f}, {Function: 1, ECX: ecx1VMX | ecx1PDCM | ecx1XSAVE, EBX: 0xff0000ff, EDX: edx1DS},
-		{Function: 4, EAX: 0xffffff43}, {Function: 0xa, EAX: 5}, {Function: 0xb, EDX: 99}, {Function: 0x1f, EDX: 99},
-		{Function: 0x4000_0000, EAX: 0x4000_0001}, {Function: 0x4000_0001, EAX: 0x01007efb},
-		{Function: 0x8000_0001, ECX: ecx8SVM}, {Function: 0x8000_0008}, {Function: 0x8000_001e, EAX: 77},
-	}
-	find := func(e []kvm.CPUIDEntry, f, i uint32) kvm.CPUIDEntry {
-		for _, x := range e {
-			if x.Function == f && x.Index == i {
-				return x
-			}
-		}
-		return kvm.CPUIDEntry{}
-	}
-	var hash uint64
-	for id := range 3 {
-		e := guestCPUID(supported, id, 3, 2_595_124, true, nil)
-		one := find(e, 1, 0)
-		if one.EBX>>24 != uint32(id) || one.ECX&(ecx1VMX|ecx1PDCM) != 0 || one.ECX&ecx1Hypervisor == 0 || one.ECX&ecx1TSCDeadline == 0 || one.EDX&edx1HTT == 0 {
-			t.Errorf("vCPU %d: leaf 1 is %+v", id, one)
-		}
-		if b := find(e, 0xb, 1); b.EBX != 3 || b.EAX != 2 || b.EDX != uint32(id) {
-			t.Errorf("vCPU %d: leaf 0xb.1 is %+v", id, b)
-		}
-		if find(e, 0x1f, 0) != (kvm.CPUIDEntry{}) || find(e, 0, 0).EAX >= 0x1f {
-			t.Errorf("vCPU %d: leaf 0x1f is still announced", id)
-		}
-		if k := find(e, 0x4000_0001, 0); k.EAX&kvmHidden != 0 || k.EAX&9 != 9 {
-			t.Errorf("KVM features %#x", k.EAX)
-		}
-		if f := find(e, 0x4000_0010, 0); f.EAX != 2_595_124 || find(e, 0x15, 0).ECX != apicBusHz {
-			t.Error("no TSC rate")
-		}
-		if h := featureHash(e); hash == 0 {
-			hash = h
-		} else if h != hash {
-			t.Error("vCPUs of one machine differ in their features")
-		}
-	}
-	masked := guestCPUID(supported, 0, 3, 2_595_124, true, maskXSAVE{})
-	if hasXSAVE(masked) || featureHash(masked) == hash {
-		t.Error("the mask does nothing")
-	}
-}
-
-type maskXSAVE struct{}
-
-func (maskXSAVE) Apply(leaf, _ uint32, _, _, ecx, _ *uint32) {
-	if leaf == 1 {
-		*ecx &^= ecx1XSAVE
-	}
-}
-
-func TestOtherCPUFeaturesAreRefused(t *testing.T) {
+// The processor that a guest sees is the configured one, on every start and every host.
+func TestOtherCPUsAreRefused(t *testing.T) {
 	_, _, state := snapshot(t, Config{}, countCode, counts)
-	other := newMachine(t, Config{CPUMask: maskCX16{}})
-	if err := other.LoadState(state); !errors.Is(err, ErrState) {
+	host, err := HostCPU()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !host.Features.Has("cx16") {
+		t.Fatal("the test takes a feature away that this host does not have")
+	}
+	less := withoutCX16(t, host)
+	other := newMachine(t, Config{CPU: &less})
+	if err := other.LoadState(state); !errors.Is(err, ErrState) || !errors.Is(err, ErrCPU) {
 		t.Errorf("state of another CPU: %v", err)
+	}
+	same := newMachine(t, Config{CPU: &host.Model})
+	if err := same.LoadState(state); err != nil {
+		t.Errorf("state of the CPU that this host has: %v", err)
 	}
 	three := newMachine(t, Config{CPUs: 3})
 	if err := three.LoadState(state); !errors.Is(err, ErrState) {
 		t.Errorf("state of another number of vCPUs: %v", err)
 	}
+	more := host.Model
+	more.PhysBits++
+	if m, err := New(Config{MemoryBytes: 64 << 20, CPUs: 1, CPU: &more}); !errors.Is(err, ErrCPU) {
+		t.Errorf("a CPU that this host can't be: %v", err)
+		if err == nil {
+			m.Close()
+		}
+	}
 }
 
-type maskCX16 struct{}
+// withoutCX16 is the host's model without one feature.
+func withoutCX16(t *testing.T, host cpu.Host) cpu.Model {
+	leaves := host.Leaves(0, 1)
+	for i := range leaves {
+		if leaves[i].Function == 1 {
+			leaves[i].ECX &^= 1 << 13
+		}
+	}
+	less, err := cpu.FromLeaves(leaves, cpu.Facts{Brand: host.Brand, TSCKHz: host.TSCKHz, ArchCaps: host.ArchCaps, Events: host.Events})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return less.Model
+}
 
-func (maskCX16) Apply(leaf, _ uint32, _, _, ecx, _ *uint32) {
-	if leaf == 1 {
-		*ecx &^= 1 << 13
+// What KVM tells a vCPU's owner it would show is what the model says, so far as KVM does not fill in what
+// changes while the guest runs.
+func TestKVMShowsTheModel(t *testing.T) {
+	m := newMachine(t, Config{CPUs: 4})
+	if shows, err := m.vcpus[0].kvm.CPUID(); err != nil {
+		t.Fatal(err)
+	} else if one := shows[slices.IndexFunc(shows, func(e kvm.CPUIDEntry) bool { return e.Function == 1 })]; !m.model.Features.Has("xsave") && one.ECX&(1<<26) != 0 {
+		t.Skip("needs a KVM that shows what it is told: this one (kvm-pvm) shows XSAVE, which it does not support")
+	}
+	for id, v := range m.vcpus {
+		got, err := v.kvm.CPUID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := m.model.Leaves(id, 4)
+		for _, w := range want {
+			i := slices.IndexFunc(got, func(e kvm.CPUIDEntry) bool { return e.Function == w.Function && e.Index == w.Index })
+			if i < 0 {
+				t.Errorf("vCPU %d: no leaf %#x.%d", id, w.Function, w.Index)
+				continue
+			}
+			g := got[i]
+			switch w.Function {
+			case 1:
+				g.ECX &^= 1 << 27 // OSXSAVE follows CR4
+			case 0xd:
+				g.EBX, w.EBX = 0, 0 // the size for the XCR0 of the moment
+			case 7:
+				g.ECX &^= 1 << 4 // OSPKE follows CR4
+			}
+			if g.EAX != w.EAX || g.EBX != w.EBX || g.ECX != w.ECX || g.EDX != w.EDX {
+				t.Errorf("vCPU %d: leaf %#x.%d: %08x %08x %08x %08x, the model has %08x %08x %08x %08x",
+					id, w.Function, w.Index, g.EAX, g.EBX, g.ECX, g.EDX, w.EAX, w.EBX, w.ECX, w.EDX)
+			}
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"unsafe"
 
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 	"github.com/pollux-ha/pollux/vmm/platform/codec"
 )
@@ -75,7 +76,7 @@ func (s *vcpuState) read(v *vcpu) error {
 	if err := c.DebugRegs(&s.debug); err != nil {
 		return err
 	}
-	if m.guestXSAVE {
+	if m.model.XCR0() != 0 {
 		if err := c.XCRs(&s.xcrs); err != nil {
 			return err
 		}
@@ -156,7 +157,7 @@ func (s *vcpuState) decode(b []byte, xsave int) error {
 	s.msrs.N = uint32(n)
 	for i := range s.msrs.Entries[:n] {
 		index, value := r.U32(), r.U64()
-		if r.Err() == nil && !knownMSR(index) {
+		if _, known := cpu.FindMSR(index); !known && r.Err() == nil {
 			r.Failf("MSR %#x is none of a guest's", index)
 		}
 		s.msrs.Entries[i] = kvm.MSREntry{Index: index, Value: value}
@@ -252,7 +253,8 @@ func (s *vcpuState) write(v *vcpu) error {
 	return c.SetMPState(s.mp)
 }
 
-// writeMSRs sets all MSRs. One that this host does not have is of no consequence while it is zero.
+// writeMSRs sets all MSRs. One that this host does not have is of no consequence while it has the value
+// of a guest that has never touched it.
 func (s *vcpuState) writeMSRs(c *kvm.VCPU) error {
 	rest := &kvm.MSRs{}
 	todo := s.msrs.Entries[:s.msrs.N]
@@ -265,8 +267,9 @@ func (s *vcpuState) writeMSRs(c *kvm.VCPU) error {
 		if n >= len(todo) {
 			return nil
 		}
-		if e := todo[n]; e.Value != 0 {
-			return fmt.Errorf("this host's KVM does not take %#x for MSR %#x of vCPU %d", e.Value, e.Index, c.ID())
+		e := todo[n]
+		if r, _ := cpu.FindMSR(e.Index); e.Value != 0 && e.Value != r.Default {
+			return fmt.Errorf("this host's KVM does not take %#x for the register %s (%#x) of vCPU %d", e.Value, r.Name, e.Index, c.ID())
 		}
 		todo = todo[n+1:]
 	}

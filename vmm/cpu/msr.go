@@ -21,9 +21,10 @@ type MSR struct {
 	Unlisted bool
 }
 
-// MSRTSC and MSRTSCDeadline have a treatment of their own: they are set when the guest starts.
+// Registers with a treatment of their own.
 const (
 	MSRTSC         = 0x10
+	MSRTSCAdjust   = 0x3b
 	MSRTSCDeadline = 0x6e0
 	MSRArchCaps    = 0x10a
 )
@@ -34,12 +35,12 @@ const MCEBanks = 2
 
 // MSRs are all that a checkpoint carries, in the order in which they are restored. Not among them are
 // those that only say what the host is like, performance counters, debug stores and tracing, nested
-// virtualization's and Hyper-V's, which guests are not shown. Nor is kvmclock's wall clock
-// (0x11, 0x4b564d00): it has no value that anybody reads back, and setting it makes KVM write the host's
-// time into the guest's memory.
+// virtualization's and Hyper-V's, which guests are not shown.
 //
-// SYSENTER and SYSCALL's come first and the time stamp counter with its timer last; steal time, PV EOI and
-// kvmclock follow what they depend on, the LAPIC and the APIC base, which are restored before all MSRs.
+// SYSENTER and SYSCALL's come first; steal time, PV EOI and kvmclock follow what they depend on, the LAPIC
+// and the APIC base, which are restored before all MSRs. The last four are set when the guest starts:
+// kvmclock's wall time, which KVM writes into the guest's memory when it is set, and the time stamp
+// counter with its timer.
 var MSRs = func() []MSR {
 	list := []MSR{
 		{Index: 0x174, Name: "SYSENTER_CS"}, {Index: 0x175, Name: "SYSENTER_ESP"}, {Index: 0x176, Name: "SYSENTER_EIP"},
@@ -90,6 +91,8 @@ var MSRs = func() []MSR {
 		MSR{Index: 0x4b56_4d03, Name: "KVM_STEAL_TIME", Needs: "kvm_steal_time"},
 		MSR{Index: 0x4b56_4d04, Name: "KVM_PV_EOI", Needs: "kvm_pv_eoi"},
 		MSR{Index: 0x4b56_4d05, Name: "KVM_POLL_CONTROL", Needs: "kvm_poll_control"},
+		MSR{Index: 0x11, Name: "KVM_WALL_CLOCK_OLD", Needs: "-"},
+		MSR{Index: 0x4b56_4d00, Name: "KVM_WALL_CLOCK", Needs: "-"},
 		MSR{Index: MSRTSC, Name: "TSC"},
 		MSR{Index: MSRTSCDeadline, Name: "TSC_DEADLINE", Needs: "tsc_deadline_timer"},
 	)

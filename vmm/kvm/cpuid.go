@@ -48,6 +48,15 @@ func (c *VCPU) SetCPUID(e []CPUIDEntry) error {
 	return nil
 }
 
+// CPUID tells what the guest's CPUID shows (api.rst, 4.47).
+func (c *VCPU) CPUID() ([]CPUIDEntry, error) {
+	a := &cpuid2{n: maxCPUIDEntries}
+	if _, err := ioctlPtr(c.fd, ioGetCPUID2, a); err != nil {
+		return nil, fmt.Errorf("KVM_GET_CPUID2: %w", err)
+	}
+	return a.entries[:min(a.n, maxCPUIDEntries)], nil
+}
+
 // MSREntry is struct kvm_msr_entry.
 type MSREntry struct {
 	Index, _ uint32

@@ -38,6 +38,8 @@ const (
 	ioGetLAPIC            = 0x8400ae8e
 	ioSetLAPIC            = 0x4400ae8f
 	ioSetCPUID2           = 0x4008ae90
+	ioGetCPUID2           = 0xc008ae91
+	ioSetUpMCE            = 0x4008ae9c
 	ioGetMPState          = 0x8004ae98
 	ioSetMPState          = 0x4004ae99
 	ioGetVCPUEvents       = 0x8040ae9f
