@@ -199,26 +199,26 @@ func (r *Reader) page(c *cursor, index uint32, kind byte) error {
 	if at, ok := r.background[index]; ok && r.section == sectionDirty {
 		old = at
 	}
-	page := r.epoch.add(index)
 	if r.section == sectionBackground {
 		if r.background == nil {
 			r.background = make(map[uint32]int)
 		}
-		r.background[index] = len(r.epoch.index) - 1
+		r.background[index] = len(r.epoch.pages)
 	}
 	switch kind {
 	case pageZero:
-		clear(page)
+		r.epoch.addZero(index)
 	case pageRaw:
-		copy(page, c.bytes(PageSize))
+		copy(r.epoch.add(index), c.bytes(PageSize))
 	case pageDelta:
+		page := r.epoch.add(index)
 		n, sum := c.u16(), c.u64()
 		delta := c.bytes(uint64(n))
 		if c.short {
 			break
 		}
 		if old >= 0 {
-			copy(page, r.epoch.page(old))
+			copy(page, r.epoch.content(r.epoch.pages[old]))
 		} else {
 			copy(page, r.base.Page(int(index)))
 		}

@@ -18,9 +18,18 @@ type Staged struct {
 	Writes   []DiskWrite
 	Frames   []Frame
 
-	index  []uint32 // page index of each staged page; a page may be there twice: the later one counts
-	blocks []*stageBlock
+	pages    []stagedPage // a page may be there twice: the later one counts
+	contents int          // pages that have content of their own, in blocks
+	blocks   []*stageBlock
 }
+
+// stagedPage is a page of guest memory and where its content lies; zeroSlot: it is all zero.
+type stagedPage struct {
+	index uint32
+	slot  int32
+}
+
+const zeroSlot = -1
 
 // stageBlock holds the content of up to stageBlockPages staged pages. Blocks are pooled, so that their
 // memory stays populated from epoch to epoch.
@@ -31,12 +40,35 @@ const stageBlockPages = 64
 var stagePool = sync.Pool{New: func() any { return new(stageBlock) }}
 
 // PageCount is the number of staged pages.
-func (s *Staged) PageCount() int { return len(s.index) }
+func (s *Staged) PageCount() int { return len(s.pages) }
+
+// discarder is an image that can give pages back to the host: they are zero then, and cost no memory.
+type discarder interface{ DiscardPages(first, n int) error }
+
+// discardRun is from how many zero pages in a row on they are given back; for fewer, writing zeros is the
+// lesser effort, and the guest will want most of them again soon.
+const discardRun = 8
 
 // Apply writes the staged pages to the memory image that the Reader was given as its Base.
 func (s *Staged) Apply(image Base) {
-	for i, index := range s.index {
-		copy(image.Page(int(index)), s.page(i))
+	give, _ := image.(discarder)
+	for i := 0; i < len(s.pages); {
+		p := s.pages[i]
+		if p.slot != zeroSlot {
+			copy(image.Page(int(p.index)), s.page(p.slot))
+			i++
+			continue
+		}
+		n := 1
+		for i+n < len(s.pages) && s.pages[i+n] == (stagedPage{p.index + uint32(n), zeroSlot}) {
+			n++
+		}
+		if give == nil || n < discardRun || give.DiscardPages(int(p.index), n) != nil {
+			for j := range n {
+				clear(image.Page(int(p.index) + j))
+			}
+		}
+		i += n
 	}
 }
 
@@ -45,20 +77,35 @@ func (s *Staged) Release() {
 	for _, b := range s.blocks {
 		stagePool.Put(b)
 	}
-	s.blocks, s.index = nil, nil
+	s.blocks, s.pages = nil, nil
 }
 
-func (s *Staged) page(i int) []byte {
-	at := i % stageBlockPages * PageSize
-	return s.blocks[i/stageBlockPages][at : at+PageSize : at+PageSize]
+func (s *Staged) page(slot int32) []byte {
+	at := slot % stageBlockPages * PageSize
+	return s.blocks[slot/stageBlockPages][at : at+PageSize : at+PageSize]
 }
+
+// content is what a staged page will hold.
+func (s *Staged) content(p stagedPage) []byte {
+	if p.slot == zeroSlot {
+		return zeroPage[:]
+	}
+	return s.page(p.slot)
+}
+
+// zeroPage is the content of all zero pages. Nobody writes to it.
+var zeroPage [PageSize]byte
 
 // add makes room for one more page and returns it, with whatever content it had.
 func (s *Staged) add(index uint32) []byte {
-	i := len(s.index)
-	if i%stageBlockPages == 0 {
+	slot := s.contents
+	if slot%stageBlockPages == 0 {
 		s.blocks = append(s.blocks, stagePool.Get().(*stageBlock))
 	}
-	s.index = append(s.index, index)
-	return s.page(i)
+	s.contents++
+	s.pages = append(s.pages, stagedPage{index, int32(slot)})
+	return s.page(int32(slot))
 }
+
+// addZero adds a page that will be zero. It takes no room.
+func (s *Staged) addZero(index uint32) { s.pages = append(s.pages, stagedPage{index, zeroSlot}) }

@@ -74,6 +74,7 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 			return e.leave()
 		}
 		s.fill.begin()
+		s.fill.askHints(p)
 		return e.leave()
 	}
 	if s == nil || !s.up || e.over || e.stay || len(e.inflight) >= e.cfg.InFlight || !e.something(s) {
@@ -100,6 +101,9 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 		return e.leave()
 	}
 	e.sealEpoch(ep, s)
+	if s.fill != nil {
+		s.fill.discardFree(p)
+	}
 	t := c.Timings
 	e.stats.add(phaseResume, before+time.Since(after))
 	e.stats.add(phasePause, t.Stop+t.Harvest+t.Copy+t.State+t.Clear+before+time.Since(after))

@@ -52,6 +52,9 @@ type fill struct {
 	total   uint64
 	left    uint64 // bytes of disks that have not been found equal or copied
 	over    bool
+	free    []pageRun     // hinted by the guest
+	hole    pageRun       // found in the RAM file: no memory
+	used    pageRun       // and memory
 	touched time.Duration // last progress of a disk copy
 }
 
@@ -200,6 +203,7 @@ func (f *fill) progress() (total, done uint64) {
 func (f *fill) work() {
 	// A page that the hardware can't read must not take the process down with it.
 	debug.SetPanicOnFault(true)
+	defer f.endHints()
 	f.e.mu.Lock()
 	f.e.kick() // for the pause in which it begins
 	f.e.mu.Unlock()
@@ -287,13 +291,13 @@ func (f *fill) copyPages() (did bool, err error) {
 			break
 		}
 		f.cursor = page + 1
-		data := zeroPage
-		if content := f.ram.Page(page); !isZero(content) {
+		data := f.content(page)
+		if data != nil {
 			at := len(f.slab)
-			f.slab = append(f.slab, content...)
+			f.slab = append(f.slab, data...)
 			data = f.slab[at:len(f.slab):len(f.slab)]
 		}
-		f.list = append(f.list, checkpoint.Page{Index: uint32(page), Data: data})
+		f.list = append(f.list, background(page, data))
 		f.pages.remove(page)
 	}
 	return true, nil
