@@ -48,6 +48,10 @@ type Config struct {
 	// The vCPU that met it waits, still taking part in pauses, until Heal or Stop. Nil: such a
 	// fault is a crash of the guest.
 	OnMemoryFault func(MemoryFault)
+	// OnDiskError is told of each access to a disk's file that failed, on a goroutine of the disk's. True
+	// keeps it from the guest: the request stays in flight, and whoever goes on from this machine's state
+	// issues it again. May be nil.
+	OnDiskError func(DiskError) (hold bool)
 
 	Log *zap.Logger // nil logs nothing
 
@@ -59,7 +63,9 @@ type Config struct {
 	CPU *cpu.Model
 }
 
-// BlockFile is what a disk is kept in.
+// BlockFile is what a disk is kept in. Several goroutines use it at a time, but never for ranges that
+// overlap unless both read. One that is a virtio.Zeroer can give space back, one that is virtio.Sparse
+// knows its holes.
 type BlockFile interface {
 	io.ReaderAt
 	io.WriterAt

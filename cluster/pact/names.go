@@ -18,6 +18,9 @@ var serialSyntax = regexp.MustCompile(`^[!-~]{0,20}$`)
 // ValidGuestName says whether a name can be a guest's. Names become parts of paths.
 func ValidGuestName(name string) bool { return nameSyntax.MatchString(name) }
 
+// ValidSerial says whether text can be a disk's serial number; none is one, too.
+func ValidSerial(text string) bool { return serialSyntax.MatchString(text) }
+
 func (d Desired) valid() bool { return d == DesiredStopped || d == DesiredRunning }
 
 // Bounds of a spec.
@@ -90,7 +93,7 @@ func (s Spec) Validate() error {
 	for i, d := range s.Disks {
 		need(d.SizeBytes > 0 && d.SizeBytes%SectorBytes == 0 && d.SizeBytes <= MaxDiskBytes,
 			"disk %d: size_bytes = %d: give a multiple of %d, at most %d", i, d.SizeBytes, SectorBytes, uint64(MaxDiskBytes))
-		need(serialSyntax.MatchString(d.Serial), "disk %d: serial = %q: at most 20 printable ASCII characters", i, d.Serial)
+		need(ValidSerial(d.Serial), "disk %d: serial = %q: at most 20 printable ASCII characters", i, d.Serial)
 		need(d.Queues >= 0 && d.Queues <= MaxQueues, "disk %d: queues = %d: at most %d", i, d.Queues, MaxQueues)
 	}
 	for i, n := range s.Nets {

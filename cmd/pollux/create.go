@@ -65,7 +65,7 @@ directory as guests/NAME/disk0.raw and so on.
 	f.StringVar(&spec.Cmdline, "cmdline", "", "kernel command line")
 	f.StringVar(&memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&spec.CPUs, "cpus", 1, "virtual CPUs")
-	f.StringArrayVar(&disks, "disk", nil, "a disk: size=SIZE[,readonly]; may be repeated")
+	f.StringArrayVar(&disks, "disk", nil, "a disk: size=SIZE[,readonly][,serial=TEXT][,queues=N]; may be repeated")
 	f.StringArrayVar(&nets, "net", nil, "a network card: bridge=NAME[,mac=MAC]; may be repeated")
 	f.BoolVar(&start, "start", false, "start it at once")
 	return cmd
@@ -121,7 +121,7 @@ func options(s string, known ...string) (map[string]string, error) {
 }
 
 func parseDisk(s string) (pact.DiskSpec, error) {
-	o, err := options(s, "size", "readonly")
+	o, err := options(s, "size", "readonly", "serial", "queues")
 	if err != nil {
 		return pact.DiskSpec{}, err
 	}
@@ -133,7 +133,22 @@ func parseDisk(s string) (pact.DiskSpec, error) {
 		return pact.DiskSpec{}, errors.New("size: a disk has a multiple of 512 bytes, and not none")
 	}
 	_, readonly := o["readonly"]
-	return pact.DiskSpec{SizeBytes: size, ReadOnly: readonly}, nil
+	serial, queues, err := identity(o)
+	return pact.DiskSpec{SizeBytes: size, ReadOnly: readonly, Serial: serial, Queues: queues}, err
+}
+
+// identity reads what a disk says of itself to the guest.
+func identity(o map[string]string) (serial string, queues int, err error) {
+	serial, given := o["serial"]
+	if !pact.ValidSerial(serial) || given && serial == "" {
+		return "", 0, fmt.Errorf("serial=%s: give 1 to 20 printable ASCII characters without spaces", serial)
+	}
+	if n, given := o["queues"]; given {
+		if queues, err = strconv.Atoi(n); err != nil || queues < 1 || queues > pact.MaxQueues {
+			return "", 0, fmt.Errorf("queues=%s: between 1 and %d", n, pact.MaxQueues)
+		}
+	}
+	return serial, queues, nil
 }
 
 func parseNet(s string) (pact.NetSpec, error) {

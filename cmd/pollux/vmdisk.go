@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/pollux-ha/pollux/vmm/blockfile"
 )
 
 const sectorBytes = 512
@@ -18,18 +20,38 @@ type rawDisk struct {
 	*os.File
 	size     int64
 	readOnly bool
+	serial   string
+	queues   int
 }
 
 // Size is in bytes. It shadows nothing of os.File.
 func (d *rawDisk) Size() int64 { return d.size }
 
-// openDisk opens FILE[,readonly].
+// Sync makes what was written durable.
+func (d *rawDisk) Sync() error { return blockfile.Sync(d.File) }
+
+// Zero makes a range read as zeros without writing it.
+func (d *rawDisk) Zero(offset, n int64, unmap bool) error {
+	return blockfile.Zero(d.File, offset, n, unmap)
+}
+
+// openDisk opens FILE[,readonly][,serial=TEXT][,queues=N].
 func openDisk(s string) (*rawDisk, error) {
-	path, option, given := strings.Cut(s, ",")
-	if path == "" || given && option != "readonly" {
-		return nil, usagef("--disk %s: give FILE or FILE,readonly", s)
+	path, rest, given := strings.Cut(s, ",")
+	if path == "" {
+		return nil, usagef("--disk %s: give FILE, with options after a comma", s)
 	}
-	d := &rawDisk{readOnly: given}
+	d := &rawDisk{}
+	if given {
+		o, err := options(rest, "readonly", "serial", "queues")
+		if err == nil {
+			d.serial, d.queues, err = identity(o)
+		}
+		if err != nil {
+			return nil, usagef("--disk %s: %w", s, err)
+		}
+		_, d.readOnly = o["readonly"]
+	}
 	flags, lock := os.O_RDWR, unix.LOCK_EX
 	if d.readOnly {
 		flags, lock = os.O_RDONLY, unix.LOCK_SH

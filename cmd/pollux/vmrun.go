@@ -77,7 +77,7 @@ is given.
 	f.StringVar(&o.firmware.kind, "firmware", "", "boot from the guest's own disk: uefi")
 	f.StringVar(&o.firmware.vars, "firmware-vars", "", "file that keeps the firmware's variables")
 	f.StringVar(&o.firmware.image, "firmware-image", "", "another OVMF than the package's: CODE.fd,VARS.fd")
-	f.StringArrayVar(&o.disks, "disk", nil, "a disk: FILE[,readonly], raw; may be repeated")
+	f.StringArrayVar(&o.disks, "disk", nil, "a disk: FILE[,readonly][,serial=TEXT][,queues=N], raw; may be repeated")
 	f.StringArrayVar(&o.nets, "net", nil, "a network card: tap=NAME[,mac=MAC]; may be repeated")
 	f.StringVar(&o.memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual CPUs")
@@ -232,7 +232,7 @@ func (o vmOptions) machine() (config vmm.Config, release func() error, err error
 			return config, release, err
 		}
 		opened = append(opened, d)
-		config.Disks = append(config.Disks, vmm.DiskConfig{File: d, ReadOnly: d.readOnly})
+		config.Disks = append(config.Disks, vmm.DiskConfig{File: d, ReadOnly: d.readOnly, Serial: d.serial, Queues: d.queues})
 	}
 	for _, s := range o.nets {
 		n, err := openNet(s)

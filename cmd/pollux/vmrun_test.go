@@ -212,7 +212,7 @@ func TestDisksThatCantBeUsed(t *testing.T) {
 	}
 	for _, c := range []struct{ disk, text string }{
 		{"", "give FILE"},
-		{used + ",rw", "give FILE"},
+		{used + ",rw", "known are"},
 		{filepath.Join(dir, "missing"), "truncate -s"},
 		{dir + ",readonly", "neither"},
 		{"/dev/null", "neither"},
@@ -252,7 +252,9 @@ func TestVMRunRefusals(t *testing.T) {
 		{[]string{"--kernel", kernel, "--initrd", kernel, "--memory", "1K"}, "between 1M", exitUsage},
 		{[]string{"--kernel", kernel, "--memory", "lots"}, "size like", exitUsage},
 		{[]string{"--kernel", kernel, "--cpus", "0"}, "at least one", exitUsage},
-		{[]string{"--kernel", kernel, "--disk", "x,y"}, "give FILE", exitUsage},
+		{[]string{"--kernel", kernel, "--disk", "x,y"}, "known are readonly, serial, queues", exitUsage},
+		{[]string{"--kernel", kernel, "--disk", "x,queues=0"}, "between 1 and", exitUsage},
+		{[]string{"--kernel", kernel, "--disk", ",readonly"}, "give FILE", exitUsage},
 		{[]string{"--kernel", kernel, "--net", "name=x"}, "unknown", exitUsage},
 		{[]string{"--kernel", kernel, "--net", "mac=02:00:00:00:00:01"}, "tap=NAME", exitUsage},
 		{[]string{"--kernel", kernel, "--net", "tap=x,mac=03:00:00:00:00:01"}, "unicast", exitUsage},

@@ -82,8 +82,8 @@ func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpene
 			return m, fmt.Errorf("the guest's initial RAM disk: %w: every host of the guest needs it at that path", err)
 		}
 	}
-	for _, d := range disks {
-		m.Disks = append(m.Disks, vmm.DiskConfig{File: d, ReadOnly: d.ReadOnly})
+	for i, d := range cfg.Spec.Disks {
+		m.Disks = append(m.Disks, vmm.DiskConfig{File: disks[i], ReadOnly: d.ReadOnly, Serial: d.Serial, Queues: d.Queues})
 	}
 	for i, n := range cfg.Spec.Nets {
 		mac, err := net.ParseMAC(n.MAC)

@@ -64,6 +64,8 @@ type process struct {
 	order    mark.State       // what an operator has accepted of the disks, for a cold start
 	detail   string
 	takeover takeover
+
+	diskFailed bool // under the guest, and it is in the event log
 }
 
 // start makes the process: disks locked, machine ready, sockets open, no right to anything.
@@ -148,6 +150,7 @@ func (p *process) makeMachine(openTap tapOpener) (err error) {
 	p.config.Log = p.log.Named("vmm")
 	p.config.OnPower = p.power
 	p.config.OnMemoryFault = p.memoryFault
+	p.config.OnDiskError = p.diskError
 	p.machine, err = vmm.New(p.config)
 	return err
 }
