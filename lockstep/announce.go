@@ -3,6 +3,8 @@ package lockstep
 import (
 	"encoding/binary"
 	"net"
+
+	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
 const (
@@ -10,11 +12,15 @@ const (
 	announceLeast = 10 // announcements, even if the loser is known to have stopped
 )
 
+// announcementBytes is the least that an Ethernet frame has, and more than the request needs.
+const announcementBytes = platform.FrameHeaderBytes + 60
+
 // announcement is a reverse ARP request from a network card: whatever it asks, each switch on its way
-// learns where the card is now. It needs no IP address, and no host answers it.
+// learns where the card is now. It needs no IP address, and no host answers it. It begins with the header
+// of a plain frame.
 func announcement(mac net.HardwareAddr) []byte {
 	be := binary.BigEndian
-	f := make([]byte, 0, 60)
+	f := make([]byte, platform.FrameHeaderBytes, announcementBytes)
 	f = append(f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
 	f = append(f, mac...)
 	f = be.AppendUint16(f, 0x8035) // RARP
@@ -26,7 +32,7 @@ func announcement(mac net.HardwareAddr) []byte {
 	f = append(f, 0, 0, 0, 0)
 	f = append(f, mac...)
 	f = append(f, 0, 0, 0, 0)
-	return append(f, make([]byte, 60-len(f))...)
+	return append(f, make([]byte, announcementBytes-len(f))...)
 }
 
 // Announce tells the network where the guest's cards are, again and again: the loser's host may go on
@@ -61,7 +67,10 @@ func (e *Engine) announce() {
 	if !due {
 		return
 	}
-	for nic, mac := range e.cfg.MACs {
+	if e.cfg.MACs == nil {
+		return
+	}
+	for nic, mac := range e.cfg.MACs() {
 		if len(mac) == 6 {
 			_ = e.cfg.Machine.Emit(nic, announcement(mac)) // lost like any frame; another follows
 		}

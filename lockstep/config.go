@@ -74,8 +74,9 @@ type Config struct {
 	Console func(p []byte)
 	// Agent takes what the guest's agent said, when it may be heard. Nil drops it.
 	Agent func(p []byte)
-	// MACs are the guest's network cards, for announcements.
-	MACs []net.HardwareAddr
+	// MACs are the addresses that the guest's network cards have now, for announcements. It must not wait
+	// for a pause. Nil announces nothing.
+	MACs func() []net.HardwareAddr
 	Log  *zap.Logger
 
 	// Heartbeat is the engine's pulse: how often a silent stream hears of us, and the unit of the

@@ -303,7 +303,7 @@ func TestAfterSwitchover(t *testing.T) {
 		b.e.MarkerDurable(b.h.now().Term)
 		b.until("released", func() bool { return len(b.m.left()) >= 3 })
 		got := b.m.left()
-		if got[0] != "again" || !slices.Contains(got, "new") || !slices.Contains(got, string(announcement(b.e.cfg.MACs[0]))) {
+		if got[0] != "again" || !slices.Contains(got, "new") || !slices.Contains(got, string(announcement(b.e.cfg.MACs()[0]))) {
 			t.Errorf("left: %q", got)
 		}
 		b.e.StopAnnouncing()

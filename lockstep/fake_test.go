@@ -580,7 +580,7 @@ func newBench(t testing.TB, diskBytes int) *bench {
 	clear(b.m.ram.Page(7))
 	start := time.Now()
 	cfg := Config{
-		Guest: "g", Self: partyA, Machine: b.m, Host: b.h, Dial: b.r.dial, FillPages: 128, MACs: []net.HardwareAddr{{2, 0, 0, 0, 0, 1}},
+		Guest: "g", Self: partyA, Machine: b.m, Host: b.h, Dial: b.r.dial, FillPages: 128, MACs: func() []net.HardwareAddr { return []net.HardwareAddr{{2, 0, 0, 0, 0, 1}} },
 		Now: func() time.Duration {
 			b.mu.Lock()
 			defer b.mu.Unlock()

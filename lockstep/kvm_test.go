@@ -21,19 +21,19 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/guests/ledger"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/kvm"
+	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/tap/taptest"
 )
 
 var (
 	guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	// whoHas asks for 10.0.0.2 on behalf of 10.0.0.9: the smallest request that a guest answers.
-	whoHas, _ = hex.DecodeString("ffffffffffff" + "020000000009" + "0806" + "0001080006040001" +
+	whoHas, _ = hex.DecodeString(strings.Repeat("00", platform.FrameHeaderBytes) + "ffffffffffff" + "020000000009" + "0806" + "0001080006040001" +
 		"020000000009" + "0a000009" + "000000000000" + "0a000002")
 )
 
@@ -63,14 +63,9 @@ func (f diskFile) Size() int64 {
 	return n
 }
 
-func tapPair(t testing.TB) (tap, far *os.File) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tap, far = os.NewFile(uintptr(fds[0]), "tap"), os.NewFile(uintptr(fds[1]), "wire")
-	t.Cleanup(func() { tap.Close(); far.Close() })
-	return tap, far
+func tapPair(t testing.TB) (tap *taptest.Tap, far *os.File) {
+	tap = taptest.New(t, 1)
+	return tap, tap.Far[0]
 }
 
 func newRealGuest(t testing.TB, diskBytes int) *realGuest {
@@ -87,7 +82,7 @@ func newRealGuest(t testing.TB, diskBytes int) *realGuest {
 		t.Fatal(err)
 	}
 	g.r = newFakeReplica(t, ledgerBytes/checkpoint.PageSize, &fakeDisk{data: make([]byte, diskBytes)})
-	var tap *os.File
+	var tap *taptest.Tap
 	tap, g.wire = tapPair(t)
 	late := &lateOutput{}
 	g.cfg = vmm.Config{
@@ -216,7 +211,8 @@ func ask(t testing.TB, wire *os.File) {
 		if err != nil {
 			t.Fatalf("wait for the guest's answer: %v", err)
 		}
-		if n >= 42 && buf[12] == 8 && buf[13] == 6 && buf[21] == 2 && bytes.Equal(buf[:6], whoHas[6:12]) {
+		f, asked := buf[platform.FrameHeaderBytes:], whoHas[platform.FrameHeaderBytes:]
+		if n >= platform.FrameHeaderBytes+42 && f[12] == 8 && f[13] == 6 && f[21] == 2 && bytes.Equal(f[:6], asked[6:12]) {
 			return
 		}
 	}
@@ -265,7 +261,7 @@ func TestRealGuest(t *testing.T) {
 	}
 	tap, far := tapPair(t)
 	cfg := g.cfg
-	cfg.Kernel, cfg.OnPause, cfg.Output, cfg.Nets = nil, nil, &direct{far: tap}, []vmm.NetConfig{{Tap: tap, MAC: guestMAC}}
+	cfg.Kernel, cfg.OnPause, cfg.Output, cfg.Nets = nil, nil, &direct{far: tap.Files()[0]}, []vmm.NetConfig{{Tap: tap, MAC: guestMAC}}
 	other, err := vmm.New(cfg)
 	if err != nil {
 		t.Fatal(err)

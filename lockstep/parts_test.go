@@ -1,11 +1,13 @@
 package lockstep
 
 import (
+	"bytes"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
 func names(f []checkpoint.Frame) (s []string) {
@@ -108,7 +110,10 @@ func TestRollingSummary(t *testing.T) {
 
 func TestAnnouncement(t *testing.T) {
 	f := announcement([]byte{2, 0, 0, 0, 0, 1})
-	if len(f) != 60 || f[12] != 0x80 || f[13] != 0x35 || f[6] != 2 || f[11] != 1 {
+	if !bytes.Equal(f[:platform.FrameHeaderBytes], make([]byte, platform.FrameHeaderBytes)) {
+		t.Errorf("no plain frame: % x", f)
+	}
+	if f = f[platform.FrameHeaderBytes:]; len(f) != 60 || f[12] != 0x80 || f[13] != 0x35 || f[6] != 2 || f[11] != 1 {
 		t.Errorf("% x", f)
 	}
 }

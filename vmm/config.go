@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 
 	"go.uber.org/zap"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/pollux-ha/pollux/vmm/firmware"
 	"github.com/pollux-ha/pollux/vmm/legacy"
 	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/virtio"
 )
 
 // Config says what machine to build. Both hosts of a pair build theirs from the same one.
@@ -93,8 +93,10 @@ type FirmwareConfig struct {
 
 // NetConfig is one network interface of the guest.
 type NetConfig struct {
-	Tap *os.File // opened non-blocking, with IFF_NO_PI and without vnet_hdr
+	Tap virtio.Tap // tap.Open makes one; the NIC has as many queue pairs as it has queues
 	MAC net.HardwareAddr
+	MTU int  // what the guest is told; 0: nothing, which means 1,500
+	USO bool // segmentation offload for UDP, for which the tap has been opened
 }
 
 // MemoryFault is a page of guest RAM that the hardware can't read any more.

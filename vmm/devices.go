@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 
 	"go.uber.org/zap"
@@ -45,7 +46,7 @@ func (m *Machine) addDevices() error {
 		}
 	}
 	for i, c := range m.cfg.Nets {
-		n, err := virtio.NewNet(m, host, virtio.NetConfig{Index: i, Tap: c.Tap, MAC: c.MAC})
+		n, err := virtio.NewNet(m, host, virtio.NetConfig{Index: i, Tap: c.Tap, MAC: c.MAC, MTU: c.MTU, USO: c.USO})
 		if err != nil {
 			return fmt.Errorf("make NIC %d: %w", i, err)
 		}
@@ -148,8 +149,19 @@ func (m *Machine) closeDevices() error {
 	return err
 }
 
-// Emit puts a frame on the wire of a NIC. It may be called at any time from any goroutine; a frame
-// that the wire does not take is an error, and lost, as on any network.
+// MACs are the addresses that the guest's NICs have now: a guest may change them. It may be called at
+// any time from any goroutine.
+func (m *Machine) MACs() []net.HardwareAddr {
+	var all []net.HardwareAddr
+	for _, n := range m.devices.nets {
+		all = append(all, n.MAC())
+	}
+	return all
+}
+
+// Emit puts a frame, with its header (platform.FrameHeaderBytes), on the wire of a NIC. It may be called
+// at any time from any goroutine; a frame that makes no sense or that the wire does not take is an error,
+// and lost, as on any network.
 func (m *Machine) Emit(nic int, frame []byte) error {
 	if nic < 0 || nic >= len(m.devices.nets) {
 		return fmt.Errorf("send a frame on NIC %d: the guest has %d", nic, len(m.devices.nets))
@@ -157,8 +169,8 @@ func (m *Machine) Emit(nic int, frame []byte) error {
 	return m.devices.nets[nic].Emit(frame)
 }
 
-// Inject gives the guest a frame as if its NIC had received it. A frame for which it has no room is
-// dropped.
+// Inject gives the guest a frame, with its header, as if its NIC had received it. A frame for which it has
+// no room, or that makes no sense, is dropped.
 func (m *Machine) Inject(nic int, frame []byte) {
 	if nic < 0 || nic >= len(m.devices.nets) {
 		return
@@ -168,7 +180,7 @@ func (m *Machine) Inject(nic int, frame []byte) {
 	m.devices.nets[nic].Inject(frame)
 }
 
-// OnReceive sets who hears of received frames, with the device lock held; nil for nobody. In a stay
+// OnReceive sets who hears of received frames, with their headers and the device lock held; nil for nobody. In a stay
 // frames are received as well: the guest gets them when it goes on.
 func (m *Machine) OnReceive(fn func(nic int, frame []byte)) {
 	m.Lock()

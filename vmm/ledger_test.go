@@ -11,9 +11,9 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-ha/pollux/guests/ledger"
+	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/tap/taptest"
 )
 
 // transcript is an output that keeps what the guest says.
@@ -71,7 +71,7 @@ func (o *transcript) answered() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, f := range o.frames {
-		if len(f) >= 42 && f[12] == 8 && f[13] == 6 && f[21] == 2 && bytes.Equal(f[:6], askerMAC) {
+		if f = f[platform.FrameHeaderBytes:]; len(f) >= 42 && f[12] == 8 && f[13] == 6 && f[21] == 2 && bytes.Equal(f[:6], askerMAC) {
 			return true
 		}
 	}
@@ -81,27 +81,22 @@ func (o *transcript) answered() bool {
 var (
 	askerMAC = []byte{2, 0, 0, 0, 0, 9}
 	guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	// whoHas asks for 10.0.0.2 on behalf of 10.0.0.9.
+	// whoHas asks for 10.0.0.2 on behalf of 10.0.0.9, after the header that frames have.
 	whoHas = func() []byte {
 		f, err := hex.DecodeString("ffffffffffff" + "020000000009" + "0806" + "0001080006040001" +
 			"020000000009" + "0a000009" + "000000000000" + "0a000002")
 		if err != nil {
 			panic(err)
 		}
-		return f
+		return taptest.Frame(f)
 	}()
 )
 
-// wire is a NIC's tap, as a pair of sockets that keep frames apart.
-func wire(t *testing.T) (tap, far *os.File) {
+// wire is a NIC's tap and what is at its other end.
+func wire(t *testing.T) (tap *taptest.Tap, far *os.File) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tap, far = os.NewFile(uintptr(fds[0]), "tap"), os.NewFile(uintptr(fds[1]), "wire")
-	t.Cleanup(func() { tap.Close(); far.Close() })
-	return tap, far
+	tap = taptest.New(t, 1)
+	return tap, tap.Far[0]
 }
 
 // A guest with a kernel of its own boots from its ELF image with all devices, answers on its
@@ -215,7 +210,7 @@ func TestFramesInAStay(t *testing.T) {
 	if _, err := far.Write(whoHas); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := tap.Read(make([]byte, 2000)); err != nil || n != len(whoHas) || len(heard) != 0 {
+	if n, err := tap.Files()[0].Read(make([]byte, 2000)); err != nil || n != len(whoHas) || len(heard) != 0 {
 		t.Errorf("a stopped machine takes frames: %d bytes left in the tap, %v", n, err)
 	}
 }

@@ -29,6 +29,8 @@ const (
 	MaxDisks       = 16
 	MaxNets        = 16
 	MaxQueues      = 16 // of one device
+	MinMTU         = 1280
+	MaxMTU         = 65521
 	MaxCPUs        = 64
 	MaxMemoryBytes = 4 << 40
 	MaxDiskBytes   = 64 << 40
@@ -100,6 +102,7 @@ func (s Spec) Validate() error {
 		need(macSyntax.MatchString(n.MAC), "network card %d: mac = %q: give six bytes like 52:54:00:12:34:56, the first one even", i, n.MAC)
 		need(n.Bridge != "", "network card %d: bridge is empty", i)
 		need(n.Queues >= 0 && n.Queues <= MaxQueues, "network card %d: queues = %d: at most %d pairs", i, n.Queues, MaxQueues)
+		need(n.MTU == 0 || n.MTU >= MinMTU && n.MTU <= MaxMTU, "network card %d: mtu = %d: between %d and %d, or none for 1500", i, n.MTU, MinMTU, MaxMTU)
 		for j, o := range s.Nets[:i] {
 			need(o.MAC != n.MAC, "network cards %d and %d have the same mac %s", j, i, n.MAC)
 		}

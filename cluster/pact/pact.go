@@ -144,7 +144,22 @@ type NetSpec struct {
 	MAC    string `json:"mac"`
 	Bridge string `json:"bridge"`           // name of the host's bridge; the host's config may map it to another
 	Queues int    `json:"queues,omitempty"` // queue pairs; 0: one for each vCPU, at most 4
+	// MTU is what the guest is told and its tap has; each host's bridge must have no less. 0: nothing is told, 1,500 is meant.
+	MTU int `json:"mtu,omitempty"`
+	// USO offers segmentation of UDP to the guest. Every host of the guest needs Linux 6.2 for it.
+	USO bool `json:"uso,omitempty"`
 }
+
+// QueuePairs is how many queue pairs the card has in a guest with so many vCPUs.
+func (n NetSpec) QueuePairs(cpus int) int {
+	if n.Queues > 0 {
+		return n.Queues
+	}
+	return max(1, min(cpus, defaultQueues))
+}
+
+// defaultQueues is how many queues a device has at most where nobody has said it: one I/O thread serves them all.
+const defaultQueues = 4
 
 // Kind names a command.
 type Kind string

@@ -66,7 +66,7 @@ directory as guests/NAME/disk0.raw and so on.
 	f.StringVar(&memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&spec.CPUs, "cpus", 1, "virtual CPUs")
 	f.StringArrayVar(&disks, "disk", nil, "a disk: size=SIZE[,readonly][,serial=TEXT][,queues=N]; may be repeated")
-	f.StringArrayVar(&nets, "net", nil, "a network card: bridge=NAME[,mac=MAC]; may be repeated")
+	f.StringArrayVar(&nets, "net", nil, "a network card: bridge=NAME[,mac=MAC][,queues=N][,mtu=N][,uso]; may be repeated")
 	f.BoolVar(&start, "start", false, "start it at once")
 	return cmd
 }
@@ -152,14 +152,40 @@ func identity(o map[string]string) (serial string, queues int, err error) {
 }
 
 func parseNet(s string) (pact.NetSpec, error) {
-	o, err := options(s, "bridge", "mac")
+	o, err := options(s, "bridge", "mac", "queues", "mtu", "uso")
 	if err != nil {
 		return pact.NetSpec{}, err
 	}
 	if o["bridge"] == "" {
 		return pact.NetSpec{}, errors.New("bridge=NAME is needed")
 	}
-	return makeNet(o["bridge"], o["mac"])
+	n, err := makeNet(o["bridge"], o["mac"])
+	if err != nil {
+		return n, err
+	}
+	if n.Queues, err = parseQueues(o); err != nil {
+		return n, err
+	}
+	if mtu, given := o["mtu"]; given {
+		if n.MTU, err = strconv.Atoi(mtu); err != nil || n.MTU < pact.MinMTU || n.MTU > pact.MaxMTU {
+			return n, fmt.Errorf("mtu=%s: between %d and %d are possible", mtu, pact.MinMTU, pact.MaxMTU)
+		}
+	}
+	_, n.USO = o["uso"]
+	return n, nil
+}
+
+// parseQueues reads queues=N; without it 0, which leaves the number to the device.
+func parseQueues(o map[string]string) (int, error) {
+	text, given := o["queues"]
+	if !given {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > pact.MaxQueues {
+		return 0, fmt.Errorf("queues=%s: between 1 and %d are possible", text, pact.MaxQueues)
+	}
+	return n, nil
 }
 
 // makeNet is a network card on a bridge; without a MAC address it gets one.

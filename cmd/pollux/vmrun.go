@@ -7,12 +7,15 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
+	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/kvm"
@@ -78,7 +81,7 @@ is given.
 	f.StringVar(&o.firmware.vars, "firmware-vars", "", "file that keeps the firmware's variables")
 	f.StringVar(&o.firmware.image, "firmware-image", "", "another OVMF than the package's: CODE.fd,VARS.fd")
 	f.StringArrayVar(&o.disks, "disk", nil, "a disk: FILE[,readonly][,serial=TEXT][,queues=N], raw; may be repeated")
-	f.StringArrayVar(&o.nets, "net", nil, "a network card: tap=NAME[,mac=MAC]; may be repeated")
+	f.StringArrayVar(&o.nets, "net", nil, "a network card: tap=NAME[,mac=MAC][,queues=N][,uso]; may be repeated")
 	f.StringVar(&o.memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual CPUs")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end, too, when the guest resets")
@@ -235,11 +238,11 @@ func (o vmOptions) machine() (config vmm.Config, release func() error, err error
 		config.Disks = append(config.Disks, vmm.DiskConfig{File: d, ReadOnly: d.readOnly, Serial: d.serial, Queues: d.queues})
 	}
 	for _, s := range o.nets {
-		n, err := openNet(s)
+		n, t, err := openNet(s, o.cpus)
 		if err != nil {
 			return config, release, err
 		}
-		opened = append(opened, n.Tap)
+		opened = append(opened, t)
 		config.Nets = append(config.Nets, n)
 	}
 	return config, release, nil
@@ -274,29 +277,58 @@ func readImage(what, path string, limit uint64) ([]byte, error) {
 }
 
 // openNet opens an existing tap: a typing error must not leave a new interface behind.
-func openNet(s string) (vmm.NetConfig, error) {
-	o, err := options(s, "tap", "mac")
+func openNet(s string, cpus int) (vmm.NetConfig, *tap.Tap, error) {
+	o, err := options(s, "tap", "mac", "queues", "uso")
 	if err != nil {
-		return vmm.NetConfig{}, usagef("--net %s: %w", s, err)
+		return vmm.NetConfig{}, nil, usagef("--net %s: %w", s, err)
 	}
 	name := o["tap"]
 	if name == "" {
-		return vmm.NetConfig{}, usagef("--net %s: tap=NAME is needed", s)
+		return vmm.NetConfig{}, nil, usagef("--net %s: tap=NAME is needed", s)
 	}
 	mac := randomMAC()
 	if o["mac"] != "" {
 		mac, err = net.ParseMAC(o["mac"])
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return vmm.NetConfig{}, usagef("--net %s: give a unicast address like 02:00:00:12:34:56", s)
+			return vmm.NetConfig{}, nil, usagef("--net %s: give a unicast address like 02:00:00:12:34:56", s)
 		}
 	}
-	_, err = os.Stat("/sys/class/net/" + name + "/tun_flags")
-	if errors.Is(err, fs.ErrNotExist) || strings.Contains(name, "/") {
-		return vmm.NetConfig{}, fmt.Errorf("there is no tap %q on this host: make it with \"ip tuntap add %s mode tap && ip link set %s up\"", name, name, name)
-	}
-	f, err := tap.Open(name)
+	flags, err := interfaceNumber(name, "tun_flags")
 	if err != nil {
-		return vmm.NetConfig{}, err
+		return vmm.NetConfig{}, nil, fmt.Errorf("there is no tap %q on this host: make it with \"ip tuntap add %s mode tap && ip link set %s up\"", name, name, name)
 	}
-	return vmm.NetConfig{Tap: f, MAC: mac}, nil
+	multi := flags&unix.IFF_MULTI_QUEUE != 0
+	n := pact.NetSpec{}
+	if n.Queues, err = parseQueues(o); err != nil {
+		return vmm.NetConfig{}, nil, usagef("--net %s: %w", s, err)
+	}
+	queues := n.QueuePairs(cpus)
+	if n.Queues > 1 && !multi {
+		return vmm.NetConfig{}, nil, fmt.Errorf("--net %s: the tap has one queue: make it with \"ip tuntap add %s mode tap multi_queue\"", s, name)
+	}
+	if !multi {
+		queues = 1
+	}
+	mtu, err := interfaceNumber(name, "mtu")
+	if err != nil {
+		return vmm.NetConfig{}, nil, err
+	}
+	_, uso := o["uso"]
+	t, err := tap.Open(name, tap.Options{Queues: queues, USO: uso})
+	if err != nil {
+		return vmm.NetConfig{}, nil, err
+	}
+	return vmm.NetConfig{Tap: t, MAC: mac, MTU: int(mtu), USO: uso}, t, nil
+}
+
+// interfaceNumber is a number that the kernel tells of a network interface.
+func interfaceNumber(name, what string) (int64, error) {
+	if strings.Contains(name, "/") {
+		return 0, fmt.Errorf("network interface %q: %w", name, fs.ErrNotExist)
+	}
+	b, err := os.ReadFile("/sys/class/net/" + name + "/" + what)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 0, 64)
 }

@@ -65,7 +65,7 @@ func boot(t *testing.T, disk, options string) *guest {
 func build(t *testing.T, disk, options string, onPause func(*vmm.Pause) bool) *guest {
 	t.Helper()
 	g := &guest{console: newWatcher(), power: make(chan platform.PowerEvent, 1)}
-	nic, err := tap.Open(tapName)
+	nic, err := tap.Open(tapName, tap.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

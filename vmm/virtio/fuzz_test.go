@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/tap/taptest"
 	"github.com/pollux-ha/pollux/vmm/virtio/virtiotest"
 )
 
@@ -77,9 +78,10 @@ func fuzzRings(f *testing.F, pick func(*rig) *device) {
 	avail := []byte{0, 0, 1, 0, 0, 0, 2, 0, 1, 0}
 	f.Add(good, avail, []byte{0, 0, 0, 0}, byte(0))
 	f.Add(good, avail, []byte{4, 0, 0, 0}, byte(3))
+	f.Add(good, avail, []byte{ctrlMQ, 0, 2, 0}, byte(0xff))
 	f.Add(good, []byte{0, 0, 4, 0, 0, 0, 1, 0, 2, 0, 2, 0}, []byte{1}, byte(1))
 	f.Fuzz(func(t *testing.T, desc, avail, data []byte, features byte) {
-		r := newRigOf(t, 2)
+		r := newRigWith(t, 2, taptest.New(t, 2), NetConfig{MTU: 9000, USO: true})
 		r.file.exact = features&4 != 0
 		r.Do(func() {
 			r.RAM().Write(fuzzDesc, desc[:min(len(desc), fuzzAvail-fuzzDesc)])
@@ -92,7 +94,11 @@ func fuzzRings(f *testing.F, pick func(*rig) *device) {
 		})
 		r.activate(t)
 		d := pick(r)
-		ringOf(r, d, uint64(features&3)<<28|uint64(features>>2)|uint64(features&0xc0)<<7) // features of the device's own, too
+		wanted := uint64(features&3)<<28 | uint64(features>>2) | uint64(features&0xc0)<<7 // features of the device's own, too
+		if features == 0xff {
+			wanted = d.offered
+		}
+		ringOf(r, d, wanted)
 		for range 2 {
 			for i := range d.queues {
 				r.Do(func() { d.kick(i) })

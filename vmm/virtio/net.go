@@ -6,70 +6,148 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/vmm/pci"
 	"github.com/pollux-ha/pollux/vmm/platform"
-	"github.com/pollux-ha/pollux/vmm/platform/codec"
+	"github.com/pollux-ha/pollux/vmm/tap"
 )
 
-// Feature bits, configuration and header of a NIC (section 5.1).
+// Feature bits of a NIC (section 5.1.3).
 const (
-	netFeatureMAC    = 1 << 5
-	netFeatureStatus = 1 << 16
+	netCSUM              = 1 << 0
+	netGuestCSUM         = 1 << 1
+	netCtrlGuestOffloads = 1 << 2
+	netMTU               = 1 << 3
+	netMAC               = 1 << 5
+	netGuestTSO4         = 1 << 7
+	netGuestTSO6         = 1 << 8
+	netGuestECN          = 1 << 9
+	netHostTSO4          = 1 << 11
+	netHostTSO6          = 1 << 12
+	netHostECN           = 1 << 13
+	netHostUFO           = 1 << 14
+	netMrgRXBuf          = 1 << 15
+	netStatus            = 1 << 16
+	netCtrlVQ            = 1 << 17
+	netCtrlRX            = 1 << 18
+	netCtrlRXExtra       = 1 << 20
+	netGuestAnnounce     = 1 << 21
+	netMQ                = 1 << 22
+	netCtrlMACAddr       = 1 << 23
+	netGuestUSO4         = 1 << 54
+	netGuestUSO6         = 1 << 55
+	netHostUSO           = 1 << 56
 
-	netLinkUp     = 1  // VIRTIO_NET_S_LINK_UP
-	netHeaderSize = 12 // struct virtio_net_hdr with num_buffers
-	netNumBuffers = 10 // offset of num_buffers in it
+	// netOffered is what every NIC offers: what the taps of all kernels can do. Not in it is GUEST_UFO:
+	// no kernel gives a tap UDP that is to be fragmented any more.
+	netOffered = netCSUM | netGuestCSUM | netCtrlGuestOffloads | netMAC | netGuestTSO4 | netGuestTSO6 | netGuestECN |
+		netHostTSO4 | netHostTSO6 | netHostECN | netHostUFO | netMrgRXBuf | netStatus | netCtrlVQ | netCtrlRX |
+		netCtrlRXExtra | netGuestAnnounce | netCtrlMACAddr
+	netOfferedUSO = netGuestUSO4 | netGuestUSO6 | netHostUSO
+)
 
-	netQueueSize = 256
-	netRX        = 0
-	netTX        = 1
+const (
+	netLinkUp       = 1 // VIRTIO_NET_S_LINK_UP
+	netAnnounceFlag = 2 // VIRTIO_NET_S_ANNOUNCE
+
+	netHeaderSize = platform.FrameHeaderBytes // struct virtio_net_hdr with num_buffers
+	netNumBuffers = 10                        // offset of num_buffers in it; outside of the guest, the queue pair
+
+	netQueueSize   = 256
+	netControlSize = 64
 
 	frameMin     = 14 // an Ethernet header
-	frameMax     = 65535
+	frameMax     = platform.MaxFrameBytes - netHeaderSize
 	receiveBatch = 64   // frames for one round of the I/O thread
 	staleMax     = 4096 // frames dropped on activation; taps queue 500 to 1,000
+
+	// MTUs that a NIC may have: IPv6's least, and the kernel's most for a tap (with its header, 64 KiB).
+	MinMTU = 1280
+	MaxMTU = 65521
 
 	// What a NIC keeps of what arrives while the guest stands still; the rest waits in the tap.
 	parkedFrames = 512
 	parkedBytes  = 1 << 20
 )
 
+// Tap is where a NIC's frames come from and go to; tap.Tap is one.
+type Tap interface {
+	// Files are its queues, one for each queue pair of the NIC, non-blocking: one frame a read and a
+	// write, with a header of platform.FrameHeaderBytes.
+	Files() []*os.File
+	// SetOffloads says which work may be left undone in frames that are read from now on.
+	SetOffloads(tap.Offload) error
+	// SetQueues makes the first n queues take part: no frame arrives in the others.
+	SetQueues(n int) error
+}
+
 // NetConfig describes a NIC.
 type NetConfig struct {
 	Index int // the NIC's number, as in Output.Transmit
-	// Tap is where frames come from and go to: one frame a read and a write, no header, non-blocking
-	// (tap.Open makes such). The caller closes it after the NIC.
-	Tap *os.File
+	// Tap has as many queues as the NIC is to have queue pairs. The caller closes it after the NIC.
+	Tap Tap
 	MAC net.HardwareAddr
+	MTU int // what the guest is told; 0: nothing, which means 1,500
+	// USO offers segmentation offload for UDP. The taps of both hosts have to be opened with it.
+	USO bool
 }
 
 // Net is a virtio NIC on a tap. It reads the tap only while it is active, its driver is ready and
 // there are buffers to receive into: otherwise frames wait in the tap, whose queue drops the excess
 // like a NIC would. Parked, it takes frames without touching the guest, and gives them to it later.
+//
+// All frames that leave or enter it have a header, see platform.FrameHeaderBytes.
 type Net struct {
 	device
 	index     int
-	tap       syscall.RawConn
-	file      *os.File // keeps the descriptor open
-	mac       [6]byte
+	tap       Tap
+	permanent [6]byte       // the address that it was made with
+	mac       atomic.Uint64 // the address that its driver has given it, first byte lowest
+	mtu       int
 	linkUp    bool
 	onReceive func(frame []byte)
+	pairs     []netPair
+	used      int          // pairs that the driver uses
+	plugged   atomic.Int32 // pairs that the tap uses
+	offloads  uint64       // what the driver lets the tap leave undone: feature bits
+	announce  bool         // the driver is asked to tell the network where it is
+	moved     bool         // the state comes from another host
+	failed    bool         // the tap can't be used any more
+	chain     chain
+	more      chain  // further buffers of a frame
+	heads     []used // buffers of a frame
+	rx        []byte // a frame
+	tx        []byte
 
-	poll    platform.Registration
+	parking      bool // the guest stands still and will go on
+	parkedFrames int
+	parkedBytes  int
+}
+
+// netPair is one receive queue and one transmit queue with the tap's queue behind them.
+type netPair struct {
+	file    syscall.RawConn
 	fd      int
+	poll    platform.Registration
 	starved bool // no receive buffers: a kick tells when there are
-	failed  bool // the tap can't be read any more
-	chain   chain
-	rx      []byte // header and frame
-	tx      []byte
+	// parked are frames that the guest has not been given yet, oldest first. They come before those
+	// that are still in the tap.
+	parked []parkedFrame
+}
 
-	parking bool     // the guest stands still and will go on
-	parked  [][]byte // frames that it has not been given yet, oldest first
-	bytes   int      // of parked
+type parkedFrame struct {
+	data []byte
+	told bool // the observer has heard of it
+}
+
+// used is an element of a used ring.
+type used struct {
+	head uint16
+	n    uint32
 }
 
 // NewNet makes a NIC and puts it on the bus. It begins suspended. The device lock is held.
@@ -80,16 +158,42 @@ func NewNet(p platform.Platform, h *pci.Host, c NetConfig) (*Net, error) {
 	if c.Tap == nil {
 		return nil, fmt.Errorf("NIC %d has no tap", c.Index)
 	}
-	n := &Net{index: c.Index, file: c.Tap, mac: [6]byte(c.MAC), linkUp: true,
-		rx: make([]byte, netHeaderSize+frameMax), tx: make([]byte, frameMax)}
-	var err error
-	if n.tap, err = c.Tap.SyscallConn(); err != nil {
-		return nil, fmt.Errorf("NIC %d: use its tap: %w", c.Index, err)
+	if c.MTU != 0 && (c.MTU < MinMTU || c.MTU > MaxMTU) {
+		return nil, fmt.Errorf("NIC %d: an MTU of %d: between %d and %d are possible", c.Index, c.MTU, MinMTU, MaxMTU)
 	}
-	if err := n.tap.Control(func(fd uintptr) { n.fd = int(fd) }); err != nil {
-		return nil, fmt.Errorf("NIC %d: use its tap: %w", c.Index, err)
+	files := c.Tap.Files()
+	if len(files) < 1 || len(files) > tap.MaxQueues {
+		return nil, fmt.Errorf("NIC %d: a tap of %d queues: between 1 and %d are possible", c.Index, len(files), tap.MaxQueues)
 	}
-	if err := n.attach(p, h, n, kindNet, c.Index, netFeatureMAC|netFeatureStatus, netQueueSize, netQueueSize); err != nil {
+	n := &Net{index: c.Index, tap: c.Tap, permanent: [6]byte(c.MAC), mtu: c.MTU, linkUp: true, used: 1,
+		pairs: make([]netPair, len(files)), rx: make([]byte, platform.MaxFrameBytes), tx: make([]byte, platform.MaxFrameBytes)}
+	n.setMAC(n.permanent)
+	n.plugged.Store(1)
+	for i, f := range files {
+		var err error
+		q := &n.pairs[i]
+		if q.file, err = f.SyscallConn(); err == nil {
+			err = q.file.Control(func(fd uintptr) { q.fd = int(fd) })
+		}
+		if err != nil {
+			return nil, fmt.Errorf("NIC %d: use its tap: %w", c.Index, err)
+		}
+	}
+	features := uint64(netOffered)
+	if len(files) > 1 {
+		features |= netMQ
+	}
+	if c.MTU != 0 {
+		features |= netMTU
+	}
+	if c.USO {
+		features |= netOfferedUSO
+	}
+	var sizes []uint16
+	for range files {
+		sizes = append(sizes, netQueueSize, netQueueSize)
+	}
+	if err := n.attach(p, h, n, kindNet, c.Index, features, append(sizes, netControlSize)...); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -98,12 +202,16 @@ func NewNet(p platform.Platform, h *pci.Host, c NetConfig) (*Net, error) {
 // Close gives back what the NIC holds, but not the tap. The device lock is held.
 func (n *Net) Close() error {
 	n.close()
-	return n.setPolling(false)
+	var err error
+	for i := range n.pairs {
+		err = errors.Join(err, n.setPolling(i, false))
+	}
+	return err
 }
 
 // OnReceive sets the observer of the frames that are taken from the tap for the guest; nil for none.
-// It runs with the device lock held, after the frame is in guest memory or has been parked, and must
-// not keep the slice.
+// It runs with the device lock held, after the frame is in guest memory or has been parked for a guest
+// that stands still, and must not keep the slice.
 func (n *Net) OnReceive(fn func(frame []byte)) { n.onReceive = fn }
 
 // Park makes a suspended NIC take frames from the tap all the same, up to a bound, and keep them for
@@ -114,8 +222,10 @@ func (n *Net) Park() {
 		return
 	}
 	n.parking = true
-	if n.setPolling(n.wantsFrames()) != nil {
-		n.parking = false // the activation finds it out as well
+	for i := range n.pairs {
+		if n.setPolling(i, n.wantsFrames(i)) != nil {
+			n.parking = false // the activation finds it out as well
+		}
 	}
 }
 
@@ -137,11 +247,47 @@ func (n *Net) SetLink(up bool) {
 	}
 }
 
+// MAC is the address that the NIC has now: its driver may have changed it. It is safe from any
+// goroutine, with or without the device lock.
+func (n *Net) MAC() net.HardwareAddr {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], n.mac.Load())
+	return b[:6]
+}
+
+func (n *Net) setMAC(mac [6]byte) {
+	var b [8]byte
+	copy(b[:], mac[:])
+	n.mac.Store(binary.LittleEndian.Uint64(b[:]))
+}
+
 // Emit puts a frame on the wire. It is safe from any goroutine, with or without the device lock. A
-// tap that can't take the frame now drops it, as wires do.
+// tap that can't take the frame now drops it, as wires do. The frame may have come from another host:
+// one that makes no sense is an error.
 func (n *Net) Emit(frame []byte) error {
+	h, err := checkFrame(frame)
+	if err != nil {
+		return fmt.Errorf("send a frame on NIC %d: %w", n.index, err)
+	}
+	pair := int(h.buffers)
+	if pair >= int(n.plugged.Load()) {
+		pair = 0
+	}
+	err = n.write(pair, frame)
+	if errors.Is(err, unix.EBADFD) && pair != 0 {
+		err = n.write(0, frame) // the queue has just left
+	}
+	if err != nil {
+		return fmt.Errorf("send a frame of %d bytes on NIC %d: %w", len(frame), n.index, err)
+	}
+	return nil
+}
+
+// write writes a frame to a queue of the tap. The kernel steers frames for the same flow to the queue
+// that it was written to last.
+func (n *Net) write(pair int, frame []byte) error {
 	var werr error
-	err := n.tap.Control(func(fd uintptr) {
+	err := n.pairs[pair].file.Control(func(fd uintptr) {
 		for {
 			if _, werr = unix.Write(int(fd), frame); werr != unix.EINTR {
 				return
@@ -151,64 +297,91 @@ func (n *Net) Emit(frame []byte) error {
 	if werr == unix.EAGAIN || werr == unix.ENOBUFS {
 		werr = nil
 	}
-	if err = errors.Join(err, werr); err != nil {
-		return fmt.Errorf("send a frame of %d bytes on NIC %d: %w", len(frame), n.index, err)
-	}
-	return nil
-}
-
-// Inject gives the guest a frame as if it had been received, and says whether there was room for it.
-// The observer does not hear of it. The device lock is held.
-func (n *Net) Inject(frame []byte) bool {
-	q := &n.queues[netRX]
-	if !n.running() || !q.enabled || len(frame) < frameMin || len(frame) > frameMax {
-		return false
-	}
-	copy(n.rx[netHeaderSize:], frame)
-	ok, err := n.deliver(q, len(frame))
-	n.publish(netRX)
-	if err != nil {
-		n.needsReset()
-		n.updatePolling()
-	}
-	return ok
+	return errors.Join(err, werr)
 }
 
 // start implements model: the driver takes over.
 func (n *Net) start() {
-	n.starved = false
+	for i := range n.pairs {
+		n.pairs[i].starved = false
+	}
+	n.offloads = offloadsOf(n.features)
+	if n.active && n.plug() != nil {
+		n.fail()
+		return
+	}
 	n.drainStale()
 	n.updatePolling()
 }
 
-func (n *Net) kick(i int) {
-	if i == netRX {
-		n.starved = false
-		n.deliverParked()
-		n.updatePolling()
-		return
+// plug makes the tap follow what the driver has negotiated.
+func (n *Net) plug() error {
+	if err := n.tap.SetOffloads(tapOffloads(n.offloads)); err != nil {
+		return fmt.Errorf("NIC %d: %w", n.index, err)
 	}
-	n.serve(netTX, &n.chain, n.transmit)
+	if err := n.tap.SetQueues(n.used); err != nil {
+		return fmt.Errorf("NIC %d: %w", n.index, err)
+	}
+	n.plugged.Store(int32(n.used))
+	return nil
+}
+
+// control is the number of the control queue: it comes after all queue pairs that the driver knows of.
+func (n *Net) control() int {
+	if n.negotiated(netMQ) {
+		return 2 * len(n.pairs)
+	}
+	return 2
+}
+
+func (n *Net) kick(i int) {
+	switch c := n.control(); {
+	case i == c:
+		if n.negotiated(netCtrlVQ) {
+			n.serve(i, &n.chain, n.command)
+		}
+	case i > c: // nothing that this driver knows
+	case i%2 == 0:
+		n.pairs[i/2].starved = false
+		n.deliverParked(i / 2)
+	default:
+		n.serve(i, &n.chain, func(c *chain) uint32 { return n.transmit(i/2, c) })
+	}
 	n.updatePolling() // a malformed queue ends receiving as well
 }
 
 func (n *Net) reset() {
-	n.starved = false
+	n.offloads, n.used, n.announce, n.moved = 0, 1, false, false
+	n.setMAC(n.permanent)
 	n.forgetParked()
 	n.updatePolling()
 }
 
 func (n *Net) activate() error {
-	if n.starved = false; n.failed {
+	if n.failed {
 		n.failed = false // another host, another tap
 		n.configChanged()
 	}
+	if err := n.plug(); err != nil {
+		return err
+	}
+	if n.moved && n.running() && n.linkUp && n.negotiated(netGuestAnnounce) {
+		n.announce = true // section 5.1.6.5.4: it knows more addresses than this host
+		n.configChanged()
+	}
+	n.moved = false
 	if n.parking {
 		n.parking = false // what is parked goes first, when the queue is looked at
 	} else {
 		n.drainStale()
 	}
-	return n.setPolling(n.wantsFrames())
+	for i := range n.pairs {
+		n.pairs[i].starved = false
+		if err := n.setPolling(i, n.wantsFrames(i)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (n *Net) suspend() {
@@ -217,237 +390,37 @@ func (n *Net) suspend() {
 	n.updatePolling()
 }
 
-// transmit takes a chain of the transmit queue. Frames that can't be Ethernet are dropped.
-func (n *Net) transmit(c *chain) uint32 {
-	if c.readable < netHeaderSize+frameMin || c.readable > netHeaderSize+frameMax {
+// transmit takes a chain of a transmit queue. Frames that can't be Ethernet, or ask for what was not
+// negotiated, are dropped. The frame is copied before it is looked at: the guest may go on changing it.
+func (n *Net) transmit(pair int, c *chain) uint32 {
+	if c.readable < netHeaderSize+frameMin || c.readable > platform.MaxFrameBytes {
 		return 0
 	}
-	frame, ok := c.view(n.p.RAM(), netHeaderSize)
-	if !ok {
-		frame = n.tx[:c.read(n.p.RAM(), netHeaderSize, n.tx)]
+	frame := n.tx[:c.read(n.p.RAM(), 0, n.tx)]
+	h := parseHeader(frame)
+	h.flags &= headerNeedsCSUM // the others are for received frames
+	h.buffers = uint16(pair)
+	if h.tidy(frame) != nil || h.needs(true)&^n.features != 0 {
+		return 0
 	}
+	h.put(frame)
 	n.p.Output().Transmit(n.index, frame)
 	return 0
 }
 
-func (n *Net) wantsFrames() bool {
-	if n.parking {
-		return n.status&(statusDriverOK|statusNeedsReset) == statusDriverOK && n.queues[netRX].enabled && !n.failed &&
-			len(n.parked) < parkedFrames && n.bytes+frameMax <= parkedBytes
-	}
-	return n.running() && n.queues[netRX].enabled && !n.starved && !n.failed
-}
-
-// updatePolling polls the tap just while frames can be received. A tap that can't be polled has no
-// carrier.
-func (n *Net) updatePolling() {
-	if err := n.setPolling(n.wantsFrames()); err != nil {
-		n.fail()
-	}
-}
-
-func (n *Net) fail() {
-	n.failed = true
-	_ = n.setPolling(false) // it can't be read any more, whatever becomes of the registration
-	n.configChanged()
-}
-
-func (n *Net) setPolling(on bool) (err error) {
-	switch {
-	case on && n.poll == nil:
-		if n.poll, err = n.p.Poll(n.fd, n.receive); err != nil {
-			n.poll = nil
-			return fmt.Errorf("poll the tap of NIC %d: %w", n.index, err)
-		}
-	case !on && n.poll != nil:
-		err = n.poll.Close()
-		n.poll = nil
-	}
-	return err
-}
-
-// readTap reads one frame into the receive buffer; 0 means that there is none.
-func (n *Net) readTap() (int, error) {
-	for {
-		m, err := unix.Read(n.fd, n.rx[netHeaderSize:])
-		switch err {
-		case nil:
-			return m, nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, nil
-		default:
-			return 0, fmt.Errorf("read the tap of NIC %d: %w", n.index, err)
-		}
-	}
-}
-
-func (n *Net) drainStale() {
-	if !n.active {
-		return
-	}
-	for range staleMax {
-		if m, err := n.readTap(); m == 0 || err != nil {
-			return
-		}
-	}
-}
-
-// receive runs on the I/O thread while the tap has frames.
-func (n *Net) receive() {
-	if n.parking {
-		n.park()
-		return
-	}
-	if !n.wantsFrames() {
-		n.updatePolling()
-		return
-	}
-	q := &n.queues[netRX]
-	var err error
-	for range receiveBatch {
-		var room bool
-		if room, err = n.room(q); err != nil || !room {
-			break
-		}
-		m, rerr := n.readTap()
-		if rerr != nil {
-			n.fail()
-			break
-		}
-		if m == 0 {
-			break
-		}
-		if m < frameMin {
-			continue
-		}
-		var ok bool
-		if ok, err = n.deliver(q, m); err != nil {
-			break
-		}
-		if ok && n.onReceive != nil {
-			n.onReceive(n.rx[netHeaderSize : netHeaderSize+m])
-		}
-	}
-	n.publish(netRX)
-	if err != nil {
-		n.needsReset()
-	}
-	n.updatePolling()
-}
-
-// room says whether there is a buffer to receive into.
-func (n *Net) room(q *queue) (bool, error) {
-	free, err := q.available()
-	if err != nil || free > 0 {
-		return err == nil, err
-	}
-	more, err := q.arm()
-	n.starved = err == nil && !more
-	return more, err
-}
-
-// park takes frames from the tap for a guest that stands still.
-func (n *Net) park() {
-	for range receiveBatch {
-		if !n.wantsFrames() {
-			break
-		}
-		m, err := n.readTap()
-		if err != nil {
-			n.parking = false // the activation finds it out as well
-			break
-		}
-		if m == 0 {
-			break
-		}
-		if m < frameMin {
-			continue
-		}
-		frame := append([]byte(nil), n.rx[netHeaderSize:netHeaderSize+m]...)
-		n.parked = append(n.parked, frame)
-		n.bytes += m
-		if n.onReceive != nil {
-			n.onReceive(frame)
-		}
-	}
-	if !n.wantsFrames() {
-		_ = n.setPolling(false) // it can only have been taken off already
-	}
-}
-
-// deliverParked gives the guest what it has buffers for. The rest goes before all that is in the tap.
-func (n *Net) deliverParked() {
-	if len(n.parked) == 0 {
-		return
-	}
-	q := &n.queues[netRX]
-	for len(n.parked) > 0 {
-		room, err := n.room(q)
-		if err == nil && room {
-			m := copy(n.rx[netHeaderSize:], n.parked[0])
-			_, err = n.deliver(q, m)
-		}
-		if err != nil {
-			n.forgetParked()
-			n.publish(netRX)
-			n.needsReset()
-			return
-		}
-		if !room {
-			break
-		}
-		n.bytes -= len(n.parked[0])
-		n.parked[0], n.parked = nil, n.parked[1:]
-	}
-	n.publish(netRX)
-}
-
-func (n *Net) forgetParked() { n.parked, n.bytes = nil, 0 }
-
-// deliver puts the frame of m bytes that is in the receive buffer into the guest. A frame too long
-// for the driver's buffer is dropped and the buffer kept.
-func (n *Net) deliver(q *queue, m int) (bool, error) {
-	ok, err := q.pop(&n.chain)
-	if !ok || err != nil {
-		return false, err
-	}
-	if n.chain.writable < uint64(netHeaderSize+m) {
-		q.unpop()
-		return false, nil
-	}
-	packet := n.rx[:netHeaderSize+m]
-	clear(packet[:netHeaderSize])
-	packet[netNumBuffers] = 1 // section 5.1.6.4.1
-	scatter(n.p.RAM(), n.chain.in, 0, packet)
-	return true, q.push(n.chain.head, uint32(len(packet)))
-}
-
 func (n *Net) config() []byte {
-	var c [8]byte
-	copy(c[:], n.mac[:])
+	var c [12]byte
+	copy(c[:], n.MAC())
+	le := binary.LittleEndian
+	var status uint16
 	if n.linkUp && !n.failed {
-		binary.LittleEndian.PutUint16(c[6:], netLinkUp)
+		status |= netLinkUp
 	}
+	if n.announce {
+		status |= netAnnounceFlag
+	}
+	le.PutUint16(c[6:], status)
+	le.PutUint16(c[8:], uint16(len(n.pairs)))
+	le.PutUint16(c[10:], uint16(n.mtu))
 	return c[:]
-}
-
-func (n *Net) save(b []byte) []byte {
-	b = append(b, n.mac[:]...)
-	b = codec.AppendBool(b, n.linkUp)
-	return codec.AppendBool(b, n.failed)
-}
-
-func (n *Net) load(r *codec.Reader, _ []queue) (apply func()) {
-	mac := r.Take(6)
-	linkUp, failed := r.Bool(), r.Bool()
-	if mac != nil && [6]byte(mac) != n.mac {
-		r.Failf("NIC with address %s, this one has %s", net.HardwareAddr(mac), net.HardwareAddr(n.mac[:]))
-	}
-	return func() {
-		n.linkUp, n.failed = linkUp, failed
-		n.starved, n.parking = false, false
-		n.forgetParked()
-		_ = n.setPolling(false) // a restored NIC is suspended
-	}
 }

@@ -7,11 +7,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-ha/pollux/vmm/tap/taptest"
 	"github.com/pollux-ha/pollux/vmm/virtio/virtiotest"
 )
 
+// frame is a plain frame with its header.
 func frame(i int) []byte {
-	return fmt.Appendf(append([]byte(nil), "\x52\x54\x00\x01\x02\x03\x52\x54\x00\x01\x02\x04\x88\xb5"...), "frame %d", i)
+	return fmt.Appendf(taptest.Frame([]byte("\x52\x54\x00\x01\x02\x03\x52\x54\x00\x01\x02\x04\x88\xb5")), "frame %d", i)
 }
 
 func (r *rig) send(t testing.TB, p []byte) {
@@ -20,6 +22,11 @@ func (r *rig) send(t testing.TB, p []byte) {
 		t.Fatal(err)
 	}
 }
+
+const (
+	netRX = 0
+	netTX = 1
+)
 
 // nic starts the NIC's driver.
 func nic(t testing.TB, r *rig, features uint64) *virtiotest.Driver {
@@ -46,14 +53,14 @@ func TestTransmit(t *testing.T) {
 	d := nic(t, r, virtiotest.Indirect|virtiotest.EventIdx)
 	q := d.Queues[netTX]
 	f := frame(1)
-	whole := d.Put(append(make([]byte, netHeaderSize), f...))
-	header, rest := d.Alloc(netHeaderSize), d.Put(f)
+	whole := d.Put(f)
+	header, rest, ether := d.Alloc(netHeaderSize), d.Put(f[netHeaderSize:]), uint32(len(f)-netHeaderSize)
 	short := d.Put(make([]byte, netHeaderSize+frameMin-1))
-	q.Add(virtiotest.Desc{Addr: whole, Len: uint32(netHeaderSize + len(f))})
-	q.Add(virtiotest.Desc{Addr: header, Len: netHeaderSize}, virtiotest.Desc{Addr: rest, Len: uint32(len(f))})
+	q.Add(virtiotest.Desc{Addr: whole, Len: uint32(len(f))})
+	q.Add(virtiotest.Desc{Addr: header, Len: netHeaderSize}, virtiotest.Desc{Addr: rest, Len: ether})
 	q.Add(virtiotest.Desc{Addr: header, Len: 5}, virtiotest.Desc{Addr: header, Len: 7},
-		virtiotest.Desc{Addr: rest, Len: 6}, virtiotest.Desc{Addr: rest + 6, Len: uint32(len(f) - 6)})
-	q.AddIndirect(virtiotest.Desc{Addr: header, Len: netHeaderSize}, virtiotest.Desc{Addr: rest, Len: uint32(len(f))})
+		virtiotest.Desc{Addr: rest, Len: 6}, virtiotest.Desc{Addr: rest + 6, Len: ether - 6})
+	q.AddIndirect(virtiotest.Desc{Addr: header, Len: netHeaderSize}, virtiotest.Desc{Addr: rest, Len: ether})
 	q.Add(virtiotest.Desc{Addr: short, Len: netHeaderSize + frameMin - 1})
 	q.Kick()
 	if n := len(q.Take()); n != 5 {
@@ -68,7 +75,7 @@ func TestTransmit(t *testing.T) {
 		}
 	}
 	r.Do(r.net.Suspend)
-	q.Add(virtiotest.Desc{Addr: whole, Len: uint32(netHeaderSize + len(f))})
+	q.Add(virtiotest.Desc{Addr: whole, Len: uint32(len(f))})
 	q.Kick()
 	if len(r.Frames) != 4 {
 		t.Fatal("a suspended NIC sends")
@@ -97,7 +104,8 @@ func TestReceive(t *testing.T) {
 		t.Fatalf("%d buffers used, %d frames seen", len(used), len(seen))
 	}
 	for i, u := range used {
-		want := append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0}, frame(i)...)
+		want := frame(i)
+		want[netNumBuffers] = 1
 		if got := d.Get(bufs[i], uint64(u.Len)); !bytes.Equal(got, want) || !bytes.Equal(seen[i], frame(i)) {
 			t.Errorf("frame %d is %q", i, got)
 		}
@@ -142,11 +150,11 @@ func TestReceiveOnlyWhenActive(t *testing.T) {
 		t.Fatalf("used %v", used)
 	}
 	r.Do(func() {
-		if !r.net.Inject(frame(3)) || r.net.Inject(frame(4)[:10]) {
+		if !r.net.Inject(frame(3)) || r.net.Inject(frame(4)[:netHeaderSize+10]) {
 			t.Error("injected: a good frame was refused, or a bad one taken")
 		}
 	})
-	if used := q.Take(); len(used) != 1 || !bytes.Equal(d.Get(bufs[1]+netHeaderSize, uint64(used[0].Len-netHeaderSize)), frame(3)) {
+	if used := q.Take(); len(used) != 1 || !bytes.Equal(d.Get(bufs[1]+netHeaderSize, uint64(used[0].Len-netHeaderSize)), frame(3)[netHeaderSize:]) {
 		t.Fatalf("used %v", used)
 	}
 	r.Do(func() { r.net.SetActive(false) })
@@ -184,7 +192,7 @@ func TestPark(t *testing.T) {
 	for i := range 4 {
 		r.send(t, frame(i))
 	}
-	r.send(t, frame(9)[:5])
+	r.send(t, frame(9)[:netHeaderSize+5])
 	r.RunPolls()
 	if len(seen) != 4 {
 		t.Fatalf("%d frames observed in a stay", len(seen))
@@ -213,7 +221,7 @@ func TestPark(t *testing.T) {
 		t.Fatalf("%d buffers used, %d frames observed", len(used), len(seen))
 	}
 	for i, u := range used {
-		if got := d.Get(bufs[i]+netHeaderSize, uint64(u.Len-netHeaderSize)); !bytes.Equal(got, frame(i)) || !bytes.Equal(seen[i], frame(i)) {
+		if got := d.Get(bufs[i]+netHeaderSize, uint64(u.Len-netHeaderSize)); !bytes.Equal(got, frame(i)[netHeaderSize:]) || !bytes.Equal(seen[i], frame(i)) {
 			t.Errorf("frame %d is %q, observed as %q", i, got, seen[i])
 		}
 	}
@@ -249,7 +257,7 @@ func TestParkedFramesAreForgotten(t *testing.T) {
 		"suspended": func(r *rig) { r.Do(r.net.Suspend) },
 		"restored": func(r *rig) {
 			r.Do(func() {
-				if err := r.net.RestoreState(1, r.net.SaveState(nil)); err != nil {
+				if err := r.net.RestoreState(netStateVersion, r.net.SaveState(nil)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -335,9 +343,8 @@ func TestLink(t *testing.T) {
 	// A tap that breaks takes the carrier away; another host's brings it back.
 	addRX(d, 1, 2048)
 	d.Queues[netRX].Kick()
-	unix.Close(r.wire)
-	r.wire = -1
-	r.Do(func() { r.net.fd = -1; r.net.receive() })
+	r.tap.Far[0].Close()
+	r.Do(func() { r.net.pairs[0].fd = -1; r.net.receive(0) })
 	if status() != 0 || r.Polling() {
 		t.Fatalf("status %d, polling %v with a broken tap", status(), r.Polling())
 	}
@@ -358,8 +365,7 @@ func TestNetRestore(t *testing.T) {
 	r.RunPolls()
 	d.Queues[netRX].Take()
 	// A notification that the device has not seen when the checkpoint is taken.
-	f := d.Put(append(make([]byte, netHeaderSize), frame(9)...))
-	d.Queues[netTX].Add(virtiotest.Desc{Addr: f, Len: uint32(netHeaderSize + len(frame(9)))})
+	d.Queues[netTX].Add(virtiotest.Desc{Addr: d.Put(frame(9)), Len: uint32(len(frame(9)))})
 	to := r.move(t)
 	if to.Polling() || len(to.Frames) != 0 {
 		t.Fatal("a restore starts something")
@@ -384,7 +390,10 @@ func TestNetRestore(t *testing.T) {
 func TestNetConfigErrors(t *testing.T) {
 	r := newRig(t)
 	r.Do(func() {
-		for _, c := range []NetConfig{{MAC: testMAC}, {Tap: r.net.file}, {Tap: r.net.file, MAC: []byte{1, 0, 0, 0, 0, 0}}} {
+		for _, c := range []NetConfig{
+			{MAC: testMAC}, {Tap: r.tap}, {Tap: r.tap, MAC: []byte{1, 0, 0, 0, 0, 0}}, {Tap: &taptest.Tap{}, MAC: testMAC},
+			{Tap: r.tap, MAC: testMAC, MTU: 1000}, {Tap: r.tap, MAC: testMAC, MTU: 65536},
+		} {
 			if _, err := NewNet(r, r.host, c); err == nil {
 				t.Errorf("%+v was accepted", c)
 			}

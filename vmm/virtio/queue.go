@@ -98,17 +98,24 @@ func (q *queue) parse(c *chain, head uint16) error {
 }
 
 // unpop gives the chain that was popped last back.
-func (q *queue) unpop() { q.next-- }
+func (q *queue) unpop() { q.unpopLast(1) }
+
+// unpopLast gives the n chains that were popped last back.
+func (q *queue) unpopLast(n int) { q.next -= uint16(n) }
 
 // arm asks the driver for a notification of the next chain and says whether one came in between.
-func (q *queue) arm() (more bool, err error) {
+func (q *queue) arm() (more bool, err error) { return q.armAfter(0) }
+
+// armAfter asks for a notification of the chain after had, which are available and not enough, and
+// says whether it came in between.
+func (q *queue) armAfter(had uint16) (more bool, err error) {
 	if q.eventIdx {
-		if err := store16(q.ram, q.used+4+8*uint64(q.size), q.next); err != nil {
+		if err := store16(q.ram, q.used+4+8*uint64(q.size), q.next+had); err != nil {
 			return false, err
 		}
 	}
 	n, err := q.available()
-	return n != 0, err
+	return n > had, err
 }
 
 // push puts a chain, into which n bytes were written, into the used ring. The driver sees it after

@@ -23,7 +23,7 @@ const (
 	pbaOffset    = 0x5000
 
 	notifyMultiplier = 4
-	maxQueues        = 16
+	maxQueues        = 33 // 16 queue pairs and one for control
 	maxConfig        = 0x100
 )
 

@@ -5,18 +5,16 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/pollux-ha/pollux/vmm/pci"
 	"github.com/pollux-ha/pollux/vmm/platform"
 	"github.com/pollux-ha/pollux/vmm/platform/platformtest"
+	"github.com/pollux-ha/pollux/vmm/tap/taptest"
 	"github.com/pollux-ha/pollux/vmm/virtio/virtiotest"
 )
 
@@ -38,7 +36,8 @@ type rig struct {
 	console *Console
 	rng     *RNG
 	file    *memFile
-	wire    int // the other end of the NIC's tap: a descriptor
+	tap     *taptest.Tap
+	wire    int // the other end of the tap's first queue: a descriptor
 }
 
 func newRig(t testing.TB) *rig { t.Helper(); return newRigOf(t, 1) }
@@ -46,24 +45,21 @@ func newRig(t testing.TB) *rig { t.Helper(); return newRigOf(t, 1) }
 // newRigOf makes a rig whose disk has so many queues.
 func newRigOf(t testing.TB, queues int) *rig {
 	t.Helper()
+	return newRigWith(t, queues, taptest.New(t, 1), NetConfig{})
+}
+
+// newRigWith makes one whose NIC, moreover, is on a tap and has what c says.
+func newRigWith(t testing.TB, queues int, tap *taptest.Tap, c NetConfig) *rig {
+	t.Helper()
 	r := &rig{Machine: platformtest.New(t, ramSize), file: newMemFile(1 << 20)}
-	// A pair of packet sockets behaves like a tap: a read and a write for each frame.
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tap := os.NewFile(uintptr(fds[0]), "tap")
-	r.wire = fds[1]
-	for _, fd := range fds {
-		if err := unix.SetNonblock(fd, true); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.tap, r.wire = tap, tap.Wire(t)
+	c.Tap, c.MAC = tap, testMAC
+	var err error
 	r.Do(func() {
 		if r.host, err = pci.NewHost(r); err != nil {
 			t.Fatal(err)
 		}
-		if r.net, err = NewNet(r, r.host, NetConfig{Tap: tap, MAC: testMAC}); err != nil {
+		if r.net, err = NewNet(r, r.host, c); err != nil {
 			t.Fatal(err)
 		}
 		if r.blk, err = NewBlk(r, r.host, BlkConfig{File: r.file, Serial: "pollux-test", Queues: queues}); err != nil {
@@ -98,8 +94,6 @@ func newRigOf(t testing.TB, queues int) *rig {
 				}
 			}
 		})
-		tap.Close()
-		unix.Close(r.wire)
 	})
 	return r
 }
@@ -116,7 +110,7 @@ func (r *rig) activate(t testing.TB) {
 // move restores what r holds into another machine and returns it.
 func (r *rig) move(t testing.TB) *rig {
 	t.Helper()
-	to := newRigOf(t, len(r.blk.queues))
+	to := newRigWith(t, len(r.blk.queues), taptest.New(t, len(r.tap.Far)), NetConfig{MTU: r.net.mtu, USO: r.net.offered&netHostUSO != 0})
 	for range 2 { // a replica restores again and again
 		var state []byte
 		r.Do(func() { state = platform.AppendState(nil, r.devices()); to.CopyRAM(r.Machine) })
@@ -243,7 +237,7 @@ func (f *memFile) setFail(err error) {
 func TestFeaturesAndStatus(t *testing.T) {
 	r := newRig(t)
 	d := virtiotest.Find(t, r.Machine, r.net.Slot(), freeRAM)
-	if got, want := d.Offered(), uint64(1<<32|1<<29|1<<28|1<<16|1<<5); got != want {
+	if got, want := d.Offered(), uint64(1<<32|1<<29|1<<28|netOffered); got != want {
 		t.Fatalf("offered features %#x, want %#x", got, want)
 	}
 	for _, c := range []struct {
@@ -253,7 +247,7 @@ func TestFeaturesAndStatus(t *testing.T) {
 	}{
 		{"none", 0, false},
 		{"without VERSION_1", 1 << 5, false},
-		{"one that is not offered", 1<<32 | 1<<15, false},
+		{"one that is not offered", 1<<32 | netGuestUSO4, false},
 		{"VERSION_1", 1 << 32, true},
 	} {
 		d.Write(0x14, 1, 0)
@@ -422,8 +416,8 @@ func TestMalformedRings(t *testing.T) {
 }
 
 // msiBase is the number of the first message source of the device in a slot: NIC, disk, console and
-// entropy source have 3, 2, 7 and 2.
-func msiBase(slot int) int { return [...]int{0, 0, 3, 5, 12}[slot] }
+// entropy source have 4, 2, 7 and 2.
+func msiBase(slot int) int { return [...]int{0, 0, 4, 6, 13}[slot] }
 
 func TestEventIndex(t *testing.T) {
 	r := newRig(t)

@@ -16,6 +16,7 @@ import (
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/tap"
+	"github.com/pollux-ha/pollux/vmm/virtio"
 )
 
 // builtinLedger is the kernel that is in the program.
@@ -90,11 +91,11 @@ func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpene
 		if err != nil {
 			return m, fmt.Errorf("network card %d: %w", i, err)
 		}
-		f, err := openTap(cfg.NetNS, cfg.Taps[i])
+		t, err := openTap(cfg.NetNS, cfg.Taps[i], tap.Options{Queues: n.QueuePairs(cfg.Spec.CPUs), USO: n.USO})
 		if err != nil {
 			return m, fmt.Errorf("network card %d: %w", i, err)
 		}
-		m.Nets = append(m.Nets, vmm.NetConfig{Tap: f, MAC: mac})
+		m.Nets = append(m.Nets, vmm.NetConfig{Tap: t, MAC: mac, MTU: n.MTU, USO: n.USO})
 	}
 	return m, nil
 }
@@ -107,15 +108,15 @@ func image(path string) ([]byte, error) {
 }
 
 // tapOpener opens a tap by its name, in a network namespace.
-type tapOpener func(netns, name string) (*os.File, error)
+type tapOpener func(netns, name string, o tap.Options) (virtio.Tap, error)
 
 // openTap opens a tap, in the network namespace at path where one is named.
-func openTap(netns, name string) (*os.File, error) {
+func openTap(netns, name string, o tap.Options) (virtio.Tap, error) {
 	if netns == "" {
-		return tap.Open(name)
+		return tap.Open(name, o)
 	}
 	type result struct {
-		f   *os.File
+		tap virtio.Tap
 		err error
 	}
 	// The thread is never unlocked: it ends with its goroutine, and its namespace with it.
@@ -132,17 +133,9 @@ func openTap(netns, name string) (*os.File, error) {
 			done <- result{err: fmt.Errorf("enter the network namespace %s: %w", netns, err)}
 			return
 		}
-		f, err := tap.Open(name)
-		done <- result{f, err}
+		t, err := tap.Open(name, o)
+		done <- result{t, err}
 	}()
 	r := <-done
-	return r.f, r.err
-}
-
-func macs(cfg vmm.Config) []net.HardwareAddr {
-	var out []net.HardwareAddr
-	for _, n := range cfg.Nets {
-		out = append(out, n.MAC)
-	}
-	return out
+	return r.tap, r.err
 }

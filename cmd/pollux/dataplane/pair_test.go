@@ -26,6 +26,10 @@ import (
 	"github.com/pollux-ha/pollux/replica/core"
 	"github.com/pollux-ha/pollux/replica/mark"
 	"github.com/pollux-ha/pollux/vmm/kvm"
+	"github.com/pollux-ha/pollux/vmm/platform"
+	"github.com/pollux-ha/pollux/vmm/tap"
+	"github.com/pollux-ha/pollux/vmm/tap/taptest"
+	"github.com/pollux-ha/pollux/vmm/virtio"
 )
 
 const (
@@ -36,7 +40,7 @@ const (
 )
 
 // whoHas asks for 10.0.0.2 on behalf of 10.0.0.9: the smallest request that a guest answers.
-var whoHas, _ = hex.DecodeString("ffffffffffff" + "020000000009" + "0806" + "0001080006040001" +
+var whoHas, _ = hex.DecodeString(strings.Repeat("00", platform.FrameHeaderBytes) + "ffffffffffff" + "020000000009" + "0806" + "0001080006040001" +
 	"020000000009" + "0a000009" + "000000000000" + "0a000002")
 
 // raft is a pact that commits at once, and two daemons' worth of conversation with processes.
@@ -216,11 +220,8 @@ func certificates(t *testing.T) map[string]string {
 func (r *raft) launch(party pact.Party, dir, certs string) *member {
 	t := r.t
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &member{wire: os.NewFile(uintptr(fds[1]), "wire"), gone: make(chan struct{}), dir: dir}
+	nic := taptest.New(t, 1)
+	m := &member{wire: nic.Far[0], gone: make(chan struct{}), dir: dir}
 	a, _ := r.state.Guest("g")
 	cfg := link.ProcessConfig{
 		Guest: "g", Party: party, Spec: a.Spec, Disks: []string{filepath.Join(dir, "disk0.raw")}, Journal: filepath.Join(dir, "journal"),
@@ -236,7 +237,8 @@ func (r *raft) launch(party pact.Party, dir, certs string) *member {
 	}
 	log := zaptest.NewLogger(t, zaptest.Level(zap.InfoLevel)).Named(party.Host)
 	ctx, cancel := context.WithCancel(context.Background())
-	m.p, err = start(ctx, cfg, log, func(string, string) (*os.File, error) { return os.NewFile(uintptr(fds[0]), "tap"), nil })
+	var err error
+	m.p, err = start(ctx, cfg, log, func(string, string, tap.Options) (virtio.Tap, error) { return nic, nil })
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -284,7 +286,8 @@ func (r *raft) ask(members ...*member) *member {
 				r.t.Fatal(err)
 			}
 			n, err := m.wire.Read(buf)
-			if err == nil && n >= 42 && buf[12] == 8 && buf[13] == 6 && buf[21] == 2 && bytes.Equal(buf[:6], whoHas[6:12]) {
+			f, asked := buf[platform.FrameHeaderBytes:], whoHas[platform.FrameHeaderBytes:]
+			if err == nil && n >= platform.FrameHeaderBytes+42 && f[12] == 8 && f[13] == 6 && f[21] == 2 && bytes.Equal(f[:6], asked[6:12]) {
 				return m
 			}
 		}

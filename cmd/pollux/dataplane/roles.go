@@ -128,7 +128,7 @@ func (p *process) begin(s lockstep.Start, i *replica.Image) error {
 	}
 	e, err := lockstep.New(lockstep.Config{
 		Guest: p.cfg.Guest, Self: p.cfg.Party, Machine: p.machine, Host: (*host)(p), Dial: p.dial, Disks: disks,
-		Console: p.writeConsole, MACs: macs(p.config), Log: p.log.Named("lockstep"),
+		Console: p.writeConsole, MACs: p.machine.MACs, Log: p.log.Named("lockstep"),
 		Heartbeat: t.Heartbeat, Silence: t.Silence, MaxEpoch: t.MaxEpoch, AskAgain: t.AskAgain, CachePages: p.cfg.CachePages,
 	})
 	if err != nil {
