@@ -58,7 +58,7 @@ var MSRs = func() []MSR {
 		{Index: 0xce, Name: "PLATFORM_INFO", Needs: "-", Default: 1 << 31},
 		{Index: 0x140, Name: "MISC_FEATURES_ENABLES", Needs: "-"},
 		{Index: 0x1a0, Name: "MISC_ENABLE"},
-		{Index: 0x1d9, Name: "DEBUGCTL", Needs: "-", Unlisted: true},
+		{Index: 0x1d9, Name: "DEBUGCTL", Needs: "-"}, // older kernels complain in their log when it is set
 		{Index: 0x1fc, Name: "POWER_CTL", Needs: "-"},
 		{Index: 0x9e, Name: "SMBASE", Needs: "-", Default: 0x30000},
 		{Index: 0x34, Name: "SMI_COUNT", Needs: "-"},
