@@ -90,7 +90,8 @@ type Config struct {
 	AskAgain time.Duration
 	// SwitchoverLimit is when a switchover without an outcome is given up.
 	SwitchoverLimit time.Duration
-	// AckLimit is when a replica that lives but acknowledges nothing counts as lost.
+	// AckLimit is when a replica that lives but acknowledges nothing counts as lost, link.SyncSilences times longer while
+	// it is being filled.
 	AckLimit time.Duration
 
 	InFlight       int // epochs captured and not acknowledged

@@ -81,16 +81,17 @@ func (e *Engine) tick() {
 	if s == nil || !s.up {
 		return
 	}
-	limit := e.cfg.Silence
+	limit, ackLimit := e.cfg.Silence, e.cfg.AckLimit
 	if s.fill != nil {
-		limit *= link.SyncSilences // no output waits for it
+		// No output waits for it, epochs are large, and a synchronization that begins anew is the slower one.
+		limit, ackLimit = limit*link.SyncSilences, ackLimit*link.SyncSilences
 	}
 	if now-s.lastHeard > limit {
 		s.fail(fmt.Errorf("the replica has been silent for %v", now-s.lastHeard))
 		e.lose(s)
 		return
 	}
-	if len(e.inflight) > 0 && now-max(e.inflight[0].captured, s.lastAck) > e.cfg.AckLimit {
+	if len(e.inflight) > 0 && now-max(e.inflight[0].captured, s.lastAck) > ackLimit {
 		s.fail(errors.New("the replica lives, but acknowledges nothing"))
 		e.lose(s)
 		return
