@@ -47,6 +47,9 @@ func (l *Lab) Cluster(ctx context.Context) (*Cluster, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	c := &Cluster{lab: l, daemons: make(map[string]*emulator.Process)}
+	l.mu.Lock()
+	l.cluster = c
+	l.mu.Unlock()
 	began := time.Now()
 	if err := l.PowerOn(ctx); err != nil {
 		return nil, err
@@ -247,7 +250,7 @@ func (c *Cluster) DaemonLog(name string) string {
 // CopyLogs copies what explains a failure: daemons' logs, and of the hosts that have power the logs of the guests'
 // processes and their consoles.
 func (c *Cluster) CopyLogs(ctx context.Context, w io.Writer) {
-	names := []string{c.Witness.Name}
+	names := []string{"witness"}
 	for _, h := range c.lab.hosts {
 		names = append(names, h.Name)
 	}
@@ -259,7 +262,7 @@ func (c *Cluster) CopyLogs(ctx context.Context, w io.Writer) {
 			continue
 		}
 		out, err := h.Exec(ctx, "sh", "-c",
-			"for f in /run/pollux/guests/*.log "+StateDir+"/guests/*/console.log; do echo \"-- $f\"; tail -c 6000 $f; done 2>/dev/null")
+			"for f in /run/pollux/guests/*.log "+StateDir+"/guests/*/console.log; do echo \"-- $f\"; tail -c 20000 $f; done 2>/dev/null")
 		fmt.Fprintf(w, "== on %s (%v)\n%s\n", h.Name, err, out)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,10 @@ import (
 
 // Variable is set by `make lab-test`. Without it tests of the lab skip themselves: they take minutes.
 const Variable = "POLLUX_LAB_TEST"
+
+// DirVariable names a directory in which tests leave what their labs have said, and the disks, one directory for each
+// test. Keep it short: sockets lie in it.
+const DirVariable = "POLLUX_LAB_DIR"
 
 // Options say what a lab is to be. The zero value is two hosts a and b.
 type Options struct {
@@ -81,6 +86,7 @@ type Lab struct {
 	mu       sync.Mutex
 	hosts    []*Host
 	machines map[string]*Machine
+	cluster  *Cluster
 	temp     bool
 	closed   []func() // what Close does, last one first
 }
@@ -90,14 +96,20 @@ type Lab struct {
 func New(t testing.TB, o Options) *Lab {
 	t.Helper()
 	Need(t)
+	if keep := os.Getenv(DirVariable); keep != "" && o.Dir == "" {
+		o.Dir = filepath.Join(keep, strings.ReplaceAll(t.Name(), "/", "-"))
+		if err := errors.Join(os.RemoveAll(o.Dir), os.MkdirAll(o.Dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	l, err := Open(t.Context(), o, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.fatal = t.Fatal
 	t.Cleanup(func() {
-		if t.Failed() {
-			l.logConsoles()
+		if t.Failed() || !l.temp {
+			l.explain(t.Failed())
 		}
 		if err := l.Close(); err != nil {
 			t.Error(err)
@@ -224,11 +236,28 @@ func (l *Lab) Close() error {
 	return nil
 }
 
-// logConsoles shows the end of each host's console.
-func (l *Lab) logConsoles() {
+// explain gathers what the hosts' consoles and the cluster's daemons and guests have said: in the lab's directory where
+// that is kept, and in the test's log where it has failed.
+func (l *Lab) explain(tell bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var b strings.Builder
 	for _, h := range l.hosts {
-		text := h.Console()
-		l.logf("console of %s, the end:\n%s", h.Name, text[max(0, len(text)-4000):])
+		fmt.Fprintf(&b, "== console of %s\n%s\n", h.Name, end(h.Console(), 4000))
+	}
+	l.mu.Lock()
+	c := l.cluster
+	l.mu.Unlock()
+	if c != nil {
+		c.CopyLogs(ctx, &b)
+	}
+	if tell {
+		l.logf("%s", &b)
+	}
+	if !l.temp {
+		if err := os.WriteFile(filepath.Join(l.Dir, "explained"), []byte(b.String()), 0o644); err != nil {
+			l.logf("%v", err)
+		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -152,15 +151,6 @@ func outlive(t *testing.T, cpus int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
-			defer cancel()
-			var b strings.Builder
-			c.CopyLogs(ctx, &b)
-			t.Log(b.String())
-		}
-	})
 	began := time.Now()
 	step := func(what string) {
 		t.Logf("%6.1f s  %s", time.Since(began).Seconds(), what)
