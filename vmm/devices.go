@@ -25,6 +25,7 @@ type devices struct {
 	acpi    *legacy.ACPI
 
 	flash      *firmware.Flash // nil: no firmware
+	balloon    *virtio.Balloon
 	watchdog   *pci.Watchdog
 	generation *legacy.Generation
 
@@ -84,9 +85,13 @@ func (m *Machine) addDevices() error {
 	return m.addWatchers(host)
 }
 
-// addWatchers makes what tells of the guest's health and identity. The device lock is held.
+// addWatchers makes what a host asks of its guest, and what tells of the guest's health and identity. The
+// device lock is held.
 func (m *Machine) addWatchers(host *pci.Host) (err error) {
 	d := &m.devices
+	if d.balloon, err = virtio.NewBalloon(m, host); err != nil {
+		return fmt.Errorf("make the balloon: %w", err)
+	}
 	if d.watchdog, err = pci.NewWatchdog(m, host); err != nil {
 		return fmt.Errorf("make the watchdog: %w", err)
 	}
@@ -97,7 +102,7 @@ func (m *Machine) addWatchers(host *pci.Host) (err error) {
 	if d.generation, err = legacy.NewGeneration(m, d.acpi, m.cfg.Generation); err != nil {
 		return fmt.Errorf("make the generation ID: %w", err)
 	}
-	d.all = append(d.all, d.watchdog, panicked, d.generation)
+	d.all = append(d.all, d.balloon, d.watchdog, panicked, d.generation)
 	return nil
 }
 
