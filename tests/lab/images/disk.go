@@ -26,6 +26,9 @@ const (
 	diskFormat = "1"
 )
 
+// RootOffset is where a disk's root file system begins, in bytes.
+const RootOffset = rootStart
+
 // writeDisk makes a bootable disk of a tree. Nothing is mounted: mke2fs and mtools write into the file.
 func writeDisk(ctx context.Context, path, tree string) error {
 	f, err := os.Create(path)

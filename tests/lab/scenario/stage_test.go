@@ -44,8 +44,8 @@ type options struct {
 	cpus   int
 	memory string
 	uefi   bool
-	// unstarted leaves the guest to the scenario.
-	unstarted bool
+	// protectedBoot has the guest protected while it boots, which takes longer than to boot and protect it then.
+	protectedBoot bool
 }
 
 // newStage makes a stage, its guest protected and ready to be logged in to.
@@ -94,13 +94,19 @@ func newStage(t *testing.T, o options) *stage {
 		args = append(args, "--kernel", "/data/images/vmlinuz", "--initrd", "/data/images/initrd", "--cmdline", s.image.Cmdline)
 	}
 	s.must("the guest is created", s.cluster.Create(ctx, guestName, args...))
-	if !o.unstarted {
-		s.startGuest()
+	b := s.lab.Host("b")
+	if !o.protectedBoot {
+		s.must("host b is off for now", b.PowerOff(ctx))
 	}
+	s.startGuest()
+	if !o.protectedBoot {
+		s.must("host b is on again", b.PowerOn(ctx))
+	}
+	s.protected()
 	return s
 }
 
-// startGuest starts the guest and waits until one can log in and it is protected.
+// startGuest starts the guest and waits until one can log in.
 func (s *stage) startGuest() {
 	s.Helper()
 	ctx := s.Context()
@@ -109,7 +115,6 @@ func (s *stage) startGuest() {
 	s.must("it has its address", err)
 	s.address = ip.String()
 	s.login()
-	s.protected()
 }
 
 // makeScratch makes the directory that is shared with client programs, with the key for ssh in it.

@@ -1,6 +1,6 @@
 # The client's tools, run by chroot from whatever machine plays the client: nothing is installed there.
-echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf 2>/dev/null ||
-	{ mkdir -p /etc/postgresql-common; echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf; }
+apt-get -q -y install postgresql-common
+echo "create_main_cluster = false" >>/etc/postgresql-common/createcluster.conf
 cat >>/etc/dpkg/dpkg.cfg.d/lab <<'END'
 path-exclude=/usr/lib/postgresql/*/lib/bitcode/*
 path-exclude=/usr/lib/x86_64-linux-gnu/libLLVM*

@@ -1,7 +1,7 @@
 # A PostgreSQL server as Debian sets it up, for the network that the guest is on. The cluster comes from
 # postgresql-common's own hook, with checksums on its pages: what a takeover tore would be found.
-mkdir -p /etc/postgresql-common
-echo "initdb_options = '--data-checksums'" >/etc/postgresql-common/createcluster.conf
+apt-get -q -y install postgresql-common
+echo "initdb_options = '--data-checksums'" >>/etc/postgresql-common/createcluster.conf
 # Its JIT compiler is 100 MB that no statement here is worth: the server does without where the library is missing.
 cat >>/etc/dpkg/dpkg.cfg.d/lab <<'END'
 path-exclude=/usr/lib/postgresql/*/lib/bitcode/*
@@ -10,7 +10,7 @@ path-exclude=/usr/lib/llvm-*/*
 END
 apt-get -q -y install postgresql
 conf=$(echo /etc/postgresql/*/main)
-mkdir -p "$conf/conf.d"
+grep -q '^include_dir' "$conf/postgresql.conf"
 cat >"$conf/conf.d/lab.conf" <<'END'
 listen_addresses = '*'
 fsync = on
