@@ -96,3 +96,20 @@ func Program(ctx context.Context, pkg string) (string, error) {
 	})
 	return out, err
 }
+
+// Libraries are the files that a dynamic program of this machine needs beside itself.
+func Libraries(ctx context.Context, program string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "ldd", program).Output()
+	if err != nil {
+		return nil, fmt.Errorf("ldd %s: %w", program, err)
+	}
+	var files []string
+	for line := range strings.Lines(string(out)) {
+		for _, word := range strings.Fields(line) {
+			if strings.HasPrefix(word, "/") {
+				files = append(files, word)
+			}
+		}
+	}
+	return files, nil
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pollux-ha/pollux/tests/lab/control"
+	"github.com/pollux-ha/pollux/tests/lab/emulator"
+	"github.com/pollux-ha/pollux/tests/lab/parts"
+)
+
+// hostMemoryMiB is one lone host's. The emulator takes what is used of it.
+const hostMemoryMiB = 3072
+
+// one switches on a lone lab host, without any network, with these files in it (path there: file of this machine),
+// and hands it to use. The host ends with that.
+func one(ctx context.Context, files map[string]string, use func(*emulator.Machine) error) error {
+	if err := parts.Check(); err != nil {
+		return err
+	}
+	kernel, err := parts.Fetch(ctx, parts.Cloud)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "lab.")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	spec := emulator.Spec{
+		Name: "lab", Kernel: kernel.Image, Initrd: filepath.Join(dir, "initrd"), Console: filepath.Join(dir, "console"),
+		CPUs: 1, MemoryMiB: hostMemoryMiB,
+	}
+	if err := (parts.Host{Kernel: kernel, Setup: control.Setup{Name: "lab"}, Files: files}).Write(ctx, spec.Initrd); err != nil {
+		return err
+	}
+	m, err := emulator.Start(ctx, spec)
+	if errors.Is(err, emulator.ErrHung) {
+		fmt.Fprintf(os.Stderr, "lab: %v; it is tried once more\n", err)
+		m, err = emulator.Start(ctx, spec)
+	}
+	if err == nil {
+		defer m.PowerCut()
+		err = use(m)
+	}
+	var exit *emulator.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		if b, e := os.ReadFile(spec.Console); e == nil {
+			fmt.Fprintf(os.Stderr, "lab: the host's console:\n%s\n", b[max(0, len(b)-4000):])
+		}
+	}
+	return err
+}
+
+// runShell runs a shell command in a host.
+func runShell(ctx context.Context, args []string) error {
+	pollux, err := parts.Program(ctx, "./cmd/pollux")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Hour)
+	defer cancel()
+	return one(ctx, map[string]string{"/bin/pollux": pollux}, func(m *emulator.Machine) error {
+		return m.Run(ctx, emulator.Command{Argv: []string{"sh", "-c", strings.Join(args, " ")}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
+	})
+}
+
+// runDemo runs `pollux demo`, for which redis-benchmark goes with it.
+func runDemo(ctx context.Context, args []string) error {
+	pollux, err := parts.Program(ctx, "./cmd/pollux")
+	if err != nil {
+		return err
+	}
+	files := map[string]string{"/bin/pollux": pollux}
+	if err := addProgram(ctx, files, "redis-benchmark"); err != nil {
+		return fmt.Errorf("%w; as root: apt-get install redis-tools", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
+	defer cancel()
+	fmt.Fprintln(os.Stderr, "lab: the demo runs in an emulated machine: everything takes ten times as long as on a real one")
+	return one(ctx, files, func(m *emulator.Machine) error {
+		return m.Run(ctx, emulator.Command{Argv: append([]string{"pollux", "demo"}, args...), Stdout: os.Stdout, Stderr: os.Stderr})
+	})
+}
+
+// addProgram adds a program of this machine with its libraries.
+func addProgram(ctx context.Context, files map[string]string, name string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return err
+	}
+	libraries, err := parts.Libraries(ctx, path)
+	if err != nil {
+		return err
+	}
+	files["/usr/bin/"+name] = path
+	for _, l := range libraries {
+		files[l] = l
+	}
+	return nil
+}
+
+// runTest runs a test binary as `go test -exec` asks for it: in the package's folder, with what lies in that.
+func runTest(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("exec: which test binary?")
+	}
+	binary, err := filepath.Abs(args[0])
+	if err != nil {
+		return err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	limit := 10 * time.Minute
+	for _, a := range args[1:] {
+		if v, ok := strings.CutPrefix(a, "-test.timeout="); ok {
+			if d, err := time.ParseDuration(v); err == nil && d > 0 {
+				limit = d + emulator.BootLimit
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	files := map[string]string{"/test/" + filepath.Base(binary): binary}
+	if err := addTree(files, filepath.Join(dir, "testdata")); err != nil {
+		return err
+	}
+	// Tests of the program as a user has it look for it here.
+	if p := filepath.Join(parts.Root(), "bin", "pollux"); exists(p) {
+		files[p] = p
+	}
+	files[filepath.Join(parts.Root(), "go.mod")] = filepath.Join(parts.Root(), "go.mod")
+	for _, name := range []string{"redis-benchmark", "redis-cli"} {
+		if err := addProgram(ctx, files, name); err != nil {
+			fmt.Fprintf(os.Stderr, "lab: %v\n", err) // its tests say that they need it
+		}
+	}
+	return one(ctx, files, func(m *emulator.Machine) error {
+		if _, err := m.Exec(ctx, nil, "mkdir", "-p", dir); err != nil {
+			return err
+		}
+		c := emulator.Command{
+			Argv: append([]string{"/test/" + filepath.Base(binary)}, args[1:]...), Dir: dir,
+			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		}
+		for _, v := range os.Environ() {
+			if strings.HasPrefix(v, "POLLUX_") || strings.HasPrefix(v, "GOTRACEBACK=") || strings.HasPrefix(v, "GODEBUG=") {
+				c.Env = append(c.Env, v)
+			}
+		}
+		return m.Run(ctx, c)
+	})
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// addTree adds a folder's files under the paths that they have here.
+func addTree(files map[string]string, dir string) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files[path] = path
+		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
