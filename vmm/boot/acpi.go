@@ -31,6 +31,8 @@ const (
 type ACPIConfig struct {
 	CPUs int
 	ECAM uint64 // where the PCI Express configuration space lies
+	// HighBase and HighEnd bound what PCI devices use above 4 GiB; equal: nothing.
+	HighBase, HighEnd uint64
 }
 
 // ACPITables builds all tables.

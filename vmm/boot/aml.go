@@ -152,6 +152,15 @@ func dwordMemory(first, last uint32) []byte {
 	return b
 }
 
+// qwordMemory is the same above 4 GiB.
+func qwordMemory(first, last uint64) []byte {
+	b := []byte{0x8a, 43, 0, spaceMemory, spaceFixed, spaceWritable}
+	for _, v := range []uint64{0, first, last, 0, last - first + 1} {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	return b
+}
+
 // ports is a device's own I/O range, decoded in 16 bits.
 func ports(first uint16, n byte) []byte {
 	b := []byte{0x47, 1}

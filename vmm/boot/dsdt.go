@@ -16,7 +16,7 @@ func dsdt(c ACPIConfig) []byte {
 	off := integer(platform.SleepTypeS5)
 	return concat(
 		named(`\_S5`, packageOf(off, off, integer(0), integer(0))),
-		scope(`\_SB`, append(processors(c.CPUs), hostBridge(c.ECAM), motherboard(c.ECAM), panicPort(), generation())...),
+		scope(`\_SB`, append(processors(c.CPUs), hostBridge(c), motherboard(c.ECAM), panicPort(), generation())...),
 		// The handler of the event by which a changed generation ID is told: an edge, nothing to ask.
 		scope(`\_GPE`, method(fmt.Sprintf("_E%02X", platform.GPEGeneration), 0,
 			op(amlNotify, nameString(`\_SB.VGEN`), integer(0x80)))),
@@ -33,7 +33,7 @@ func processors(n int) [][]byte {
 	return ps
 }
 
-func hostBridge(ecam uint64) []byte {
+func hostBridge(c ACPIConfig) []byte {
 	const pciConfig = 0xcf8
 	resource := [][]byte{
 		wordSpace(spaceBus, 0, 0, lastBus),
@@ -42,8 +42,11 @@ func hostBridge(ecam uint64) []byte {
 		wordSpace(spaceIO, spaceEntireRange, pciConfig+8, 0xffff),
 	}
 	// Memory: what the configuration space leaves of it.
-	resource = append(resource, memoryWindow(platform.PCIMemoryBase, min(ecam, platform.PCIMemoryEnd))...)
-	resource = append(resource, memoryWindow(ecam+platform.ECAMSize, platform.PCIMemoryEnd)...)
+	resource = append(resource, memoryWindow(platform.PCIMemoryBase, min(c.ECAM, platform.PCIMemoryEnd))...)
+	resource = append(resource, memoryWindow(c.ECAM+platform.ECAMSize, platform.PCIMemoryEnd)...)
+	if c.HighBase < c.HighEnd {
+		resource = append(resource, qwordMemory(c.HighBase, c.HighEnd-1))
+	}
 	return device("PCI0",
 		named("_HID", eisaID("PNP0A08")),
 		named("_CID", eisaID("PNP0A03")),

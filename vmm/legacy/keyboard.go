@@ -35,7 +35,14 @@ type Keyboard struct {
 	status  byte // keyboardOutputFull and keyboardAuxData
 	control byte // port 0x61
 	fast    byte // port 0x92
+
+	absent bool // the controller does not show itself
 }
+
+// Hide makes the controller's own ports read as if nothing were there. Firmware would wait for an absent keyboard to
+// answer, seconds at a time; an absent controller it recognizes at once. The reset line stays. It is part of the
+// machine's configuration.
+func (k *Keyboard) Hide() { k.absent = true }
 
 // NewKeyboard maps the ports. The device lock is held.
 func NewKeyboard(p platform.Platform) (*Keyboard, error) {
@@ -45,7 +52,7 @@ func NewKeyboard(p platform.Platform) (*Keyboard, error) {
 		h    ports
 	}{
 		{portKeyboardData, ports{func(int) byte { return k.readData() }, func(_ int, v byte) { k.writeData(v) }}},
-		{portKeyboardStatus, ports{func(int) byte { return k.status | keyboardSystem }, func(_ int, v byte) { k.writeCommand(v) }}},
+		{portKeyboardStatus, ports{func(int) byte { return k.readStatus() }, func(_ int, v byte) { k.writeCommand(v) }}},
 		{portSystemControl, ports{func(int) byte { return k.readControl() }, func(_ int, v byte) { k.control = v & controlWritable }}},
 		{portFastReset, ports{func(int) byte { return k.fast }, func(_ int, v byte) { k.writeFast(v) }}},
 	} {
@@ -58,7 +65,17 @@ func NewKeyboard(p platform.Platform) (*Keyboard, error) {
 
 func (k *Keyboard) answer(v, status byte) { k.output, k.status = v, keyboardOutputFull|status }
 
+func (k *Keyboard) readStatus() byte {
+	if k.absent {
+		return 0xff
+	}
+	return k.status | keyboardSystem
+}
+
 func (k *Keyboard) readData() byte {
+	if k.absent {
+		return 0xff
+	}
 	k.status = 0
 	return k.output
 }

@@ -67,6 +67,26 @@ func (h *Host) ECAM() (base uint64, ok bool) {
 	return base, ok
 }
 
+// HighWindow is the stretch above RAM and 4 GiB that holds all base address registers which the guest has put
+// there, in whole units of 1 GiB; both are 0 where there are none. The device lock is held.
+func (h *Host) HighWindow() (base, end uint64) {
+	const unit = 1 << 30
+	for _, f := range h.functions {
+		if f == nil {
+			continue
+		}
+		for _, b := range f.bars {
+			if at, ok := b.decoded(f); ok && at >= h.highBase {
+				if first := at &^ (unit - 1); end == 0 || first < base {
+					base = first
+				}
+				end = max(end, (at+b.size+unit-1)&^(unit-1))
+			}
+		}
+	}
+	return base, end
+}
+
 // allows says whether a base address register may have its window there. At any other address there may be
 // RAM or a device of the platform, and the register has no effect.
 func (h *Host) allows(base, size uint64) bool {
