@@ -15,23 +15,29 @@ func (m *Machine) Boot() error {
 	if err := m.mustBeIdle(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	if m.cfg.Firmware != nil {
-		return m.bootFirmware()
-	}
-	e, err := boot.Load(m.ram, boot.Params{Kernel: m.cfg.Kernel, Initrd: m.cfg.Initrd, Cmdline: m.cfg.Cmdline, CPUs: m.cfg.CPUs})
-	if err != nil {
-		return fmt.Errorf("boot: %w", err)
-	}
-	if err := m.vcpus[0].enter(e); err != nil {
+	if err := m.load(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
 	m.ready = true
 	return nil
 }
 
+// load puts what the guest begins with into memory that is all zero, and the first vCPU, which is in its
+// power-on state as are the others, at its entry. It serves the first boot and every reset: what it takes must
+// not have changed since the machine was made. The device lock is held.
+func (m *Machine) load() error {
+	if m.cfg.Firmware != nil {
+		return m.loadFirmware()
+	}
+	e, err := boot.Load(m.ram, boot.Params{Kernel: m.cfg.Kernel, Initrd: m.cfg.Initrd, Cmdline: m.cfg.Cmdline, CPUs: m.cfg.CPUs})
+	if err != nil {
+		return err
+	}
+	return m.vcpus[0].enter(e)
+}
+
 // enter sets the registers of a vCPU that is to run.
 func (v *vcpu) enter(e boot.Entry) error {
-
 	var s kvm.Sregs
 	if err := v.kvm.Sregs(&s); err != nil {
 		return err

@@ -54,9 +54,9 @@ func (m *Machine) addDevices() error {
 		d.nets, d.all = append(d.nets, n), append(d.all, n)
 	}
 	for i, c := range m.cfg.Disks {
-		b, err := virtio.NewBlk(m, host, virtio.BlkConfig{Index: i, File: c.File, ReadOnly: c.ReadOnly, Serial: fmt.Sprintf("pollux-%d", i)})
+		b, err := m.newDisk(host, i, c)
 		if err != nil {
-			return fmt.Errorf("make disk %d: %w", i, err)
+			return err
 		}
 		d.disks, d.all = append(d.disks, b), append(d.all, b)
 	}
@@ -77,6 +77,9 @@ func (m *Machine) addDevices() error {
 	keyboard, err := legacy.NewKeyboard(m)
 	if err != nil {
 		return fmt.Errorf("make the keyboard controller: %w", err)
+	}
+	if m.cfg.Firmware != nil {
+		keyboard.Hide()
 	}
 	if d.acpi, err = legacy.NewACPI(m); err != nil {
 		return fmt.Errorf("make the power management block: %w", err)
@@ -202,14 +205,22 @@ func (m *Machine) OnReceive(fn func(nic int, frame []byte)) {
 // CopyDisk has a disk's worker read n bytes at offset and report them through Output.DiskWritten, in
 // order with the guest's own writes.
 func (m *Machine) CopyDisk(disk int, offset, n int64) {
+	m.Lock()
+	defer m.Unlock()
+	m.copyDisk(disk, offset, n)
+}
+
+// copyDisk is CopyDisk with the device lock held.
+func (m *Machine) copyDisk(disk int, offset, n int64) {
 	done := func(err error) {
-		if err != nil {
+		switch {
+		case errors.Is(err, virtio.ErrDrained) && m.copies != nil:
+			m.copies = append(m.copies, func() { m.copyDisk(disk, offset, n) })
+		case err != nil:
 			m.log.Error("a range of a disk can't be copied", zap.Int("disk", disk), zap.Int64("offset", offset),
 				zap.Int64("bytes", n), zap.Error(err))
 		}
 	}
-	m.Lock()
-	defer m.Unlock()
 	switch disks := m.devices.disks; {
 	case disk >= 0 && disk < len(disks):
 		disks[disk].CopyRange(offset, n, done)

@@ -1,8 +1,6 @@
 package vmm
 
 import (
-	"fmt"
-
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/vmm/boot"
@@ -26,7 +24,7 @@ func (m *Machine) addFirmware(host *pci.Host) error {
 	if err := m.vm.SetReadOnlyMemory(slot, platform.FlashBase, flash.Memory()); err != nil {
 		return err
 	}
-	about := firmware.Machine{RAM: m.ram, CPUs: m.cfg.CPUs, ECAM: host.ECAM}
+	about := firmware.Machine{RAM: m.ram, CPUs: m.cfg.CPUs, ECAM: host.ECAM, HighWindow: host.HighWindow}
 	config, err := firmware.NewConfig(m, m.cfg.CPUs, about.Files())
 	if err != nil {
 		return err
@@ -38,14 +36,10 @@ func (m *Machine) addFirmware(host *pci.Host) error {
 	return nil
 }
 
-// bootFirmware puts the first vCPU at the reset vector. The device lock is held.
-func (m *Machine) bootFirmware() error {
+// loadFirmware puts the first vCPU at the reset vector. The device lock is held.
+func (m *Machine) loadFirmware() error {
 	if err := m.devices.flash.Prepare(m.cfg.Firmware.Image); err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return err
 	}
-	if err := m.vcpus[0].enter(boot.ResetVector()); err != nil {
-		return fmt.Errorf("boot: %w", err)
-	}
-	m.ready = true
-	return nil
+	return m.vcpus[0].enter(boot.ResetVector())
 }

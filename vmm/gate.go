@@ -28,6 +28,10 @@ type gate struct {
 	pausing   bool      // OnPause runs
 	pauser    int       // on this thread
 
+	busy    bool   // whoever holds the machine exclusively is at work
+	claimed bool   // somebody waits for that
+	runs    uint64 // how often Start was called
+
 	started bool // by Start, until Stop
 	staying bool // by an OnPause that said so, until Resume
 	closing bool
@@ -37,6 +41,40 @@ type gate struct {
 
 // held says whether the vCPUs have to wait.
 func (g *gate) held() bool { return !g.started || g.staying || g.power != 0 }
+
+// reserved says that no pause may begin.
+func (g *gate) reserved() bool { return g.busy || g.claimed && !g.staying }
+
+// exclusive runs fn while no vCPU runs, none saves its state and no pause is under way or begins. The vCPUs
+// have been called out, and something holds them. It waits for the end of a stay. run is the gate's runs of the
+// guest that is meant: once that one has been stopped fn is not called any more.
+func (m *Machine) exclusive(run uint64, fn func() error) error {
+	g := &m.gate
+	g.Lock()
+	for {
+		if g.closing || !g.started || g.runs != run {
+			g.claimed = false
+			g.broadcast()
+			g.Unlock()
+			return ErrStopped
+		}
+		if g.arrived == len(m.vcpus) && !g.pausing && g.saving == 0 && !g.staying {
+			break
+		}
+		g.claimed = true
+		g.wait(false)
+	}
+	// What was saved for a pause that has not come yet is saved again.
+	g.busy, g.claimed, g.saved = true, false, 0
+	g.round++
+	g.Unlock()
+	err := fn()
+	g.Lock()
+	g.busy = false
+	g.broadcast()
+	g.Unlock()
+	return err
+}
 
 // RequestPause asks for a pause and returns at once. All vCPUs leave the guest; the last one to do
 // so calls OnPause. Requests that come before that are one. While the vCPUs are held anyway, by a
@@ -98,8 +136,8 @@ func (m *Machine) attend(v *vcpu) bool {
 			return true
 		case g.closing:
 			return false
-		case g.arrived < len(m.vcpus), g.pausing:
-			g.wait(m.spin && g.requested)
+		case g.arrived < len(m.vcpus), g.pausing, g.reserved():
+			g.wait(m.spin && g.requested && !g.reserved())
 		case g.requested && g.started && v.savedRound <= g.round:
 			round := g.round
 			g.saving++
@@ -108,7 +146,9 @@ func (m *Machine) attend(v *vcpu) bool {
 				v.save()
 			}
 			g.Lock()
-			g.saving--
+			if g.saving--; g.claimed {
+				g.broadcast()
+			}
 			if round != g.round { // stopped meanwhile
 				g.broadcast()
 				continue

@@ -49,19 +49,23 @@ type Machine struct {
 	pause     Pause
 	threads   sync.WaitGroup
 
-	lock    sync.Mutex // the device lock; it guards all below
-	ports   bus.Space
-	mmio    bus.Space
-	io      *ioLoop
-	devices devices
-	clock   guestClock
-	ready   bool // booted or loaded, and not run since
-	saveErr error
+	lock      sync.Mutex // the device lock; it guards all below
+	ports     bus.Space
+	mmio      bus.Space
+	strangers strangers
+	io        *ioLoop
+	devices   devices
+	clock     guestClock
+	ready     bool     // booted or loaded, and not run since
+	copies    []func() // of disks, that a reset has put off; not nil while there is one
+	saveErr   error
 
 	saveOrder    []platform.Stateful
 	restoreOrder []platform.Stateful
 
+	powerOn  powerOnState
 	stopping sync.Mutex // one Stop at a time
+	resets   sync.Mutex // one Reset or Dump at a time
 	console  sync.Once
 	isClosed atomic.Bool
 	closed   chan struct{}
@@ -80,6 +84,7 @@ func New(cfg Config) (*Machine, error) {
 	}
 	m := &Machine{cfg: cfg, log: cfg.Log, pid: unix.Getpid(), closed: make(chan struct{})}
 	m.pause.m = m
+	m.strangers = newStrangers(m.log)
 	m.attention.Store(true) // until Start
 	if err := m.build(); err != nil {
 		return nil, errors.Join(fmt.Errorf("make the machine: %w", err), m.free())
@@ -123,6 +128,9 @@ func (m *Machine) build() error {
 		return err
 	}
 	m.order()
+	if err := m.keepPowerOn(); err != nil {
+		return err
+	}
 	return m.startThreads()
 }
 
@@ -172,8 +180,7 @@ func (m *Machine) addVCPUs(sys *kvm.System) error {
 			c.SyncRegs()
 		}
 	}
-	m.clock.tsc = make([]uint64, m.cfg.CPUs)
-	m.clock.deadline = make([]uint64, m.cfg.CPUs)
+	m.clock.vcpus = make([]vcpuClock, m.cfg.CPUs)
 	return nil
 }
 
@@ -278,6 +285,7 @@ func (m *Machine) Start() error {
 	m.gate.Lock()
 	defer m.gate.Unlock()
 	m.gate.started, m.gate.staying = true, false
+	m.gate.runs++
 	m.gate.broadcast()
 	return nil
 }
@@ -304,7 +312,7 @@ func (m *Machine) Stop() error {
 	m.stopping.Lock()
 	defer m.stopping.Unlock()
 	g.Lock()
-	for (g.arrived < len(m.vcpus) || g.pausing || g.saving > 0) && !g.closing {
+	for (g.arrived < len(m.vcpus) || g.pausing || g.saving > 0 || g.busy) && !g.closing {
 		g.wait(false)
 	}
 	g.staying, g.saved = false, 0

@@ -28,6 +28,7 @@ type vcpu struct {
 
 	savedRound uint64
 	state      vcpuState
+	powerOn    vcpuState
 	saveErr    error
 }
 
@@ -141,10 +142,14 @@ func (v *vcpu) dispatch() {
 		io := v.kvm.IO()
 		m.Lock()
 		for d := io.Data; len(d) > 0; d = d[io.Size:] {
+			var known bool
 			if io.Write {
-				m.ports.Write(uint64(io.Port), d[:io.Size])
+				known = m.ports.Write(uint64(io.Port), d[:io.Size])
 			} else {
-				m.ports.Read(uint64(io.Port), d[:io.Size])
+				known = m.ports.Read(uint64(io.Port), d[:io.Size])
+			}
+			if !known {
+				m.strangers.note("port", uint64(io.Port), io.Write, int(io.Size))
 			}
 		}
 		m.Unlock()
@@ -157,10 +162,14 @@ func (v *vcpu) dispatch() {
 			return
 		}
 		m.Lock()
+		var known bool
 		if a.Write {
-			m.mmio.Write(a.Addr, a.Data)
+			known = m.mmio.Write(a.Addr, a.Data)
 		} else {
-			m.mmio.Read(a.Addr, a.Data)
+			known = m.mmio.Read(a.Addr, a.Data)
+		}
+		if !known {
+			m.strangers.note("memory", a.Addr, a.Write, len(a.Data))
 		}
 		m.Unlock()
 		v.halfDone = true

@@ -196,17 +196,16 @@ func (v *vcpu) RestoreState(_ uint16, b []byte) error {
 	if err := s.decode(b, len(v.state.xsave)); err != nil {
 		return err
 	}
-	tsc, ok := s.take(msrTSC)
-	if !ok {
-		return fmt.Errorf("%w: no time stamp counter", ErrState)
+	var clock vcpuClock
+	if err := s.takeClock(&clock); err != nil {
+		return err
 	}
-	deadline, _ := s.take(msrTSCDeadline)
 	if err := s.write(v); err != nil {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	v.halfDone, v.synced = false, false
 	v.fault.Store(nil)
-	v.m.clock.tsc[v.id], v.m.clock.deadline[v.id] = tsc, deadline
+	v.m.clock.vcpus[v.id] = clock
 	return nil
 }
 

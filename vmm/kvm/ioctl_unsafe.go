@@ -45,6 +45,7 @@ const (
 	ioGetVCPUEvents       = 0x8040ae9f
 	ioGetPIT2             = 0x8070ae9f
 	ioSetVCPUEvents       = 0x4040aea0
+	ioKVMClockCtrl        = 0xaead
 	ioSetPIT2             = 0x4070aea0
 	ioGetDebugRegs        = 0x8080aea1
 	ioSetDebugRegs        = 0x4080aea2
@@ -60,6 +61,9 @@ const (
 	ioGetSregs2           = 0x8140aecc
 	ioSetSregs2           = 0x4140aecd
 	ioGetXSAVE2           = 0x9000aecf
+	ioSetDeviceAttr       = 0x4018aee1
+	ioGetDeviceAttr       = 0x4018aee2
+	ioHasDeviceAttr       = 0x4018aee3
 )
 
 // ioctl calls with an integer argument. EINTR is tried again: none of the calls that come here
