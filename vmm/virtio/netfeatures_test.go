@@ -434,13 +434,6 @@ func TestNetRestoreVersion1(t *testing.T) {
 	to := newRigWith(t, 1, taptest.New(t, 2), NetConfig{})
 	to.Do(func() {
 		to.CopyRAM(r.Machine)
-		for _, d := range r.devices() {
-			if d.StateID() == "pci" {
-				if err := to.host.RestoreState(d.StateVersion(), d.SaveState(nil)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
 		for n := range old {
 			if to.net.RestoreState(1, old[:n]) == nil {
 				t.Fatalf("%d of %d bytes were taken", n, len(old))
