@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/vmm/tap"
 )
 
 func TestTaps(t *testing.T) {
@@ -47,6 +48,37 @@ func TestTaps(t *testing.T) {
 				t.Fatalf("%s: %+v %v", n, l, err)
 			}
 		}
+	}
+	// A card with several queues and an MTU of its own takes another tap than one without.
+	a.Spec.CPUs = 2
+	a.Spec.Nets[1].Queues, a.Spec.Nets[1].MTU = 1, 9000
+	if _, err := prepareTaps(cfg, a); err == nil || !strings.Contains(err.Error(), "MTU of 1500") || !strings.Contains(err.Error(), "ip link set br0 mtu 9000") {
+		t.Errorf("on a bridge with less: %v", err)
+	}
+	br, err := netlink.LinkByName("br0")
+	if err != nil || netlink.LinkSetMTU(br, 9000) != nil {
+		t.Fatalf("raise the bridge's MTU: %v", err)
+	}
+	for i, want := range []struct {
+		multi bool
+		mtu   int
+	}{{true, 1500}, {false, 9000}} {
+		names, err := prepareTaps(cfg, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := netlink.LinkByName(names[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, ok := l.(*netlink.Tuntap); !ok || p.Flags&netlink.TUNTAP_MULTI_QUEUE != 0 != want.multi || p.MTU != want.mtu || p.NonPersist {
+			t.Errorf("card %d: %+v", i, l)
+		}
+		p, err := tap.Open(names[i], tap.Options{Queues: a.Spec.Nets[i].QueuePairs(a.Spec.CPUs)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
 	}
 	if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "dummy9"}}); err == nil {
 		cfg.Bridges["lan"] = "dummy9"

@@ -98,6 +98,41 @@ func TestDuplicatesOfAnOperatorsWill(t *testing.T) {
 	}
 }
 
+// A guest's processor changes only while nobody has the old one, and nobody is about to.
+func TestSetCPU(t *testing.T) {
+	set := func(model, id string) Command {
+		return Command{Kind: SetCPU, CPU: &CPUSpec{Policy: "pair", Model: model}, ID: id}
+	}
+	w := newWorld(t)
+	w.must(toCreated...)
+	w.must(set("old", "1"))
+	first := set("first", "2")
+	if a := w.must(first, first); a.Spec.CPU != *first.CPU || a.Term != 0 {
+		t.Errorf("%+v", a)
+	}
+	w.must(set("second", "3"))
+	w.refused(first) // late, and superseded
+	w.refused(Command{Kind: SetCPU})
+	w.refused(set(strings.Repeat("x", MaxTextBytes+1), ""))
+	w.must(Command{Kind: SetDesired, Desired: DesiredRunning})
+	if why := w.refused(set("third", "")); !strings.Contains(why, "about to start") {
+		t.Error(why)
+	}
+	w.must(Command{Kind: Start, By: a1})
+	if why := w.refused(set("third", "")); !strings.Contains(why, "solo; stop it first") {
+		t.Error(why)
+	}
+	w.must(Command{Kind: Protect, By: a1, Other: b1})
+	w.refused(set("third", ""))
+	w.must(Command{Kind: Stop, By: a1}, set("third", ""))
+	if got := w.now().Spec.CPU.Model; got != "third" {
+		t.Errorf("the guest's CPU is %q", got)
+	}
+	if v := w.try(Command{Kind: Create, Guest: "h", Spec: &Spec{Hosts: []string{"a"}, CPU: CPUSpec{Policy: strings.Repeat("x", 65)}}}); v.Applied {
+		t.Error("a guest with an endless CPU policy was created")
+	}
+}
+
 func TestDuplicatesAcrossADelete(t *testing.T) {
 	w := newWorld(t)
 	create := Command{Kind: Create, Spec: spec(), ID: "create"}
@@ -247,6 +282,14 @@ func TestAGuestWithoutDisksStartsAnywhere(t *testing.T) {
 		Command{Kind: Protect, By: b1, Other: a1}, Command{Kind: Promote, By: a1, Epoch: 1}, Command{Kind: Protect, By: a1, Other: b2})
 }
 
+func TestQueuePairs(t *testing.T) {
+	for _, c := range []struct{ queues, cpus, want int }{{0, 1, 1}, {0, 3, 3}, {0, 64, 4}, {1, 8, 1}, {16, 1, 16}} {
+		if got := (NetSpec{Queues: c.queues}).QueuePairs(c.cpus); got != c.want {
+			t.Errorf("queues=%d with %d vCPUs: %d pairs, want %d", c.queues, c.cpus, got, c.want)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	good := func() Spec {
 		s := *spec()
@@ -265,6 +308,9 @@ func TestValidate(t *testing.T) {
 		"mac":          func(s *Spec) { s.Nets[0].MAC = "52:54:00:12:34" },
 		"same mac":     func(s *Spec) { s.Nets = append(s.Nets, s.Nets[0]) },
 		"bridge":       func(s *Spec) { s.Nets[0].Bridge = "" },
+		"pairs":        func(s *Spec) { s.Nets[0].Queues = MaxQueues + 1 },
+		"mtu":          func(s *Spec) { s.Nets[0].MTU = MinMTU - 1 },
+		"65521":        func(s *Spec) { s.Nets[0].MTU = MaxMTU + 1 },
 		"hosts":        func(s *Spec) { s.Hosts = nil },
 	} {
 		s := good()
