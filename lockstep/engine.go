@@ -52,6 +52,7 @@ type Engine struct {
 	logging  bool // dirty pages are recorded
 
 	peer    link.Peer
+	sealed  chan struct{} // closed, and made anew, when an epoch has been captured
 	callNow chan struct{} // capacity 1: it may be time to call the peer
 	stream  *stream       // nil: none
 	image   image
@@ -118,6 +119,7 @@ func New(cfg Config) (*Engine, error) {
 		core:    core.New(core.Config{Guest: cfg.Guest, Self: cfg.Self}),
 		out:     &outputCommit{limit: cfg.HoldBytes},
 		ended:   make(chan struct{}),
+		sealed:  make(chan struct{}),
 		callNow: make(chan struct{}, 1),
 		nextID:  randomID,
 	}
@@ -383,8 +385,34 @@ func (e *Engine) MarkerDurable(t pact.Term) { e.feed(core.MarkerDurable{Term: t}
 // Fault says that this host can't run the guest correctly any more.
 func (e *Engine) Fault(why string) { e.feed(core.Faulty{Why: why}) }
 
-// PowerOff says that the guest has switched itself off, or asked for a reset: it runs no more here.
+// PowerOff says that the guest has switched itself off, or is to run no more for another reason.
 func (e *Engine) PowerOff(why string) { e.feed(core.PoweredOff{Why: why}) }
+
+// EndEpoch ends the running epoch and returns once it has been captured. Where no replica follows the guest,
+// or it is about to be handed over, there is nothing to wait for. It is for somebody who writes much of the
+// memory of a guest that stands still.
+func (e *Engine) EndEpoch() {
+	t := time.NewTicker(e.cfg.Heartbeat)
+	defer t.Stop()
+	e.mu.Lock()
+	sealed, from := e.sealed, e.core.Captured()
+	for {
+		s := e.stream
+		if s == nil || !s.up || !e.logging || e.over || e.stay || e.finish || s.fill != nil && s.fill.forget || e.core.Captured() > from {
+			e.mu.Unlock()
+			return
+		}
+		e.endEpoch = true
+		e.kick()
+		e.unlock()
+		select {
+		case <-sealed:
+		case <-t.C:
+		case <-e.ctx.Done():
+		}
+		e.mu.Lock()
+	}
+}
 
 // Kill stops the guest at once, as if its plug were pulled.
 func (e *Engine) Kill(why string) { e.feed(core.Killed{Why: why}) }

@@ -187,6 +187,8 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream) {
 	if final {
 		e.keepFinal(ep)
 	}
+	close(e.sealed)
+	e.sealed = make(chan struct{})
 	e.endEpoch, e.stalled, e.pressed = false, false, false
 	e.lastEnd = ep.captured
 	if complete && s.fill != nil {
