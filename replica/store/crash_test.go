@@ -121,12 +121,31 @@ func images(ops []op, n int, choose func() int) [2][]byte {
 // epoch: not older than what was reported durable, and never in between.
 func TestPowerLossAtEveryWrite(t *testing.T) {
 	for seed := uint64(1); seed <= 6; seed++ {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { powerLoss(t, seed) })
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 7))
+			powerLoss(t, r, 40, func(e pact.Epoch) []checkpoint.DiskWrite { return randomWrites(r, e) })
+		})
 	}
 }
 
-func powerLoss(t *testing.T, seed uint64) {
-	r := rand.New(rand.NewPCG(seed, 7))
+// randomWrites are those of an epoch.
+func randomWrites(r *rand.Rand, e pact.Epoch) (writes []checkpoint.DiskWrite) {
+	for range r.IntN(4) {
+		d := bytes.Repeat([]byte{byte(e)}, 512*(1+r.IntN(10)))
+		off := int64(r.IntN((crashDisk-len(d))/512)) * 512
+		if r.IntN(3) == 0 {
+			writes = append(writes, checkpoint.DiskWrite{Offset: off, Zeros: int64(len(d)), Unmap: r.IntN(2) == 0})
+			continue
+		}
+		writes = append(writes, checkpoint.DiskWrite{Offset: off, Data: d})
+	}
+	return writes
+}
+
+// powerLoss commits epochs with the writes that next makes up, and lets the power fail. It returns the disk
+// in its last state.
+func powerLoss(t *testing.T, r *rand.Rand, epochs pact.Epoch, next func(pact.Epoch) []checkpoint.DiskWrite) []byte {
+	t.Helper()
 	tp := &tape{}
 	disk, jf := &tapeFile{t: tp, id: 0, data: make([]byte, crashDisk)}, &tapeFile{t: tp, id: 1, data: make([]byte, crashJournal)}
 	j, err := recoverJournal(jf, crashJournal, []file{disk}, true)
@@ -143,22 +162,11 @@ func powerLoss(t *testing.T, seed uint64) {
 	// want[e] is the disk as of epoch e.
 	state := make([]byte, crashDisk)
 	want := [][]byte{bytes.Clone(state)}
-	const epochs = 40
 	for e := pact.Epoch(1); e <= epochs; e++ {
-		var writes []checkpoint.DiskWrite
-		for range r.IntN(4) {
-			d := make([]byte, 512*(1+r.IntN(10)))
-			for i := range d {
-				d[i] = byte(e)
-			}
-			off := int64(r.IntN((crashDisk-len(d))/512)) * 512
-			if r.IntN(3) == 0 {
-				writes = append(writes, checkpoint.DiskWrite{Offset: off, Zeros: int64(len(d)), Unmap: r.IntN(2) == 0})
-				clear(state[off : off+int64(len(d))])
-				continue
-			}
-			writes = append(writes, checkpoint.DiskWrite{Offset: off, Data: d})
-			copy(state[off:], d)
+		writes := next(e)
+		for _, w := range writes {
+			copy(state[w.Offset:], w.Data)
+			clear(state[w.Offset : w.Offset+w.Zeros])
 		}
 		want = append(want, bytes.Clone(state))
 		res, err := w.reserve(writes)
@@ -181,7 +189,7 @@ func powerLoss(t *testing.T, seed uint64) {
 	if err := w.do(func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.durable.Load(); got != epochs {
+	if got := w.durable.Load(); got != uint64(epochs) {
 		t.Errorf("durable %d of %d", got, epochs)
 	}
 	w.stop()
@@ -190,7 +198,7 @@ func powerLoss(t *testing.T, seed uint64) {
 	none := func() int { return 0 }
 	any := func() int { return r.IntN(3) }
 	for n := start; n <= len(tp.ops); n++ {
-		durable := pact.Epoch(epochs)
+		durable := epochs
 		if n < len(tp.ops) {
 			durable = tp.ops[max(n-1, 0)].durable
 		}
@@ -215,4 +223,5 @@ func powerLoss(t *testing.T, seed uint64) {
 		}
 	}
 	t.Logf("%d writes and syncs, power lost after each", len(tp.ops)-start)
+	return disk.data
 }
