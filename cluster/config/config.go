@@ -34,12 +34,21 @@ type Config struct {
 	// the bridge's own.
 	Bridges map[string]string `toml:"bridges"`
 
+	// Firmware says where this host has OVMF. Left out: where Debian's package ovmf puts it.
+	Firmware Firmware `toml:"firmware"`
+
 	Timeouts Timeouts `toml:"timeouts"`
 	Log      Log      `toml:"log"`
 
 	// Program is the command that starts a data-plane process; the daemon adds
 	// "dataplane --config FILE". Empty: this program itself. Not in the file: tests set it.
 	Program []string `toml:"-"`
+}
+
+// Firmware names the two files of UEFI firmware, of OVMF's build with 4 MiB of flash memory.
+type Firmware struct {
+	Code string `toml:"code"`
+	Vars string `toml:"vars"` // the variables of a new guest
 }
 
 // Timeouts are all optional. None of them decides anything: each only makes somebody ask.
@@ -151,6 +160,10 @@ func (c Config) Validate() error {
 	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
 		need(name != "" && c.Bridges[name] != "" && len(c.Bridges[name]) < 16,
 			"bridges.%s = %q: give the name of a bridge of this host, at most 15 characters", name, c.Bridges[name])
+	}
+	need((c.Firmware.Code == "") == (c.Firmware.Vars == ""), "firmware: give both code and vars, they belong together, or none")
+	for _, path := range []string{c.Firmware.Code, c.Firmware.Vars} {
+		need(path == "" || filepath.IsAbs(path), "firmware: %q is no absolute path", path)
 	}
 	need(slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level), "log.level = %q: debug, info, warn or error", c.Log.Level)
 	t := c.Timeouts

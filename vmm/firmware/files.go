@@ -15,6 +15,8 @@ type Machine struct {
 	// ECAM says where the guest's firmware has put the PCI Express configuration space. The tables follow
 	// it: firmware asks for them after it has set up the chipset.
 	ECAM func() (base uint64, ok bool)
+	// HighWindow says what PCI devices use above 4 GiB.
+	HighWindow func() (base, end uint64)
 }
 
 // Files are the items that OVMF looks for.
@@ -25,14 +27,14 @@ func (m Machine) Files() []File {
 		if !ok {
 			base = platform.ECAMBase
 		}
-		return boot.ACPITables(boot.ACPIConfig{CPUs: m.CPUs, ECAM: base})
+		c := boot.ACPIConfig{CPUs: m.CPUs, ECAM: base}
+		c.HighBase, c.HighEnd = m.HighWindow()
+		return boot.ACPITables(c)
 	}
 	return []File{
 		fixed("etc/e820", m.e820()),
 		// S0 and S5; the type of S5 is that of \_S5. Firmware that finds S3 missing reserves nothing for it.
 		fixed("etc/system-states", []byte{systemState, 0, 0, 0, 0, systemState | platform.SleepTypeS5}),
-		// All BARs fit below 4 GiB: firmware needs no window above, which the ACPI tables would have to follow.
-		fixed("opt/ovmf/X-PciMmio64Mb", []byte("0")),
 		{fileRSDP, func() []byte { return tables().RSDP }},
 		{fileTables, func() []byte { return tables().Tables }},
 		{fileLoader, func() []byte { return loaderScript(tables()) }},

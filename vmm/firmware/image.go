@@ -56,6 +56,19 @@ func ReadImage(code, vars string) (*Image, error) {
 // isVolume says whether b begins with a firmware volume (UEFI Platform Initialization 1.7, volume 3, 3.2.1).
 func isVolume(b []byte) bool { return bytes.HasPrefix(b[0x28:], []byte("_FVH")) }
 
+const volumeHeader = 0x38 // bytes of a volume that isVolume looks at, and a few more
+
+// Holds says whether a file of flash memory has firmware and variables to boot with.
+func Holds(f BlockFile) bool {
+	var start [volumeHeader]byte
+	for _, at := range []int64{0, VarsSize} {
+		if _, err := f.ReadAt(start[:], at); err != nil || !isVolume(start[:]) {
+			return false
+		}
+	}
+	return true
+}
+
 // Prepare makes the file ready for a cold boot: its code is that of the image, and where it has no variables yet
 // they are the image's. Without an image the file's own code boots, where it has some: an operator may have
 // removed the package from a host that holds a guest's copy.
@@ -65,7 +78,7 @@ func (f *Flash) Prepare(i *Image) error {
 	}
 	code, vars := f.array[VarsSize:], f.array[:VarsSize]
 	if i == nil {
-		if !isVolume(code) || !isVolume(vars) {
+		if !Holds(f.file) {
 			return fmt.Errorf("%w: the guest has not booted yet, and this host has none to give it: install the package ovmf", ErrMissing)
 		}
 		return nil
