@@ -94,6 +94,7 @@ type world struct {
 	maxReleased pact.Epoch // newest epoch of which output has left
 	promoted    bool
 	promotedAt  pact.Epoch
+	surrendered bool // the promotion is a surrender's
 	told        pact.Term       // highest term that anybody told the primary
 	toldOther   bool            // and no assignment has said since that it goes on
 	finalTerm   pact.Term       // in which a final epoch was captured; the guest must stand still in it
@@ -306,6 +307,10 @@ func (w *world) network() error {
 			return nil
 		}
 		w.r.holds = e
+		if w.surrendered {
+			// Raft's entry names no epoch: until the replica applies it, what it acknowledges counts.
+			w.promotedAt = e
+		}
 		if w.r.whole != 0 && e >= w.r.whole {
 			w.r.complete = true
 		}
@@ -437,7 +442,7 @@ func (w *world) apply(q pact.Command) pact.Verdict {
 	case pact.Promote, pact.Switchover:
 		w.promoted, w.promotedAt = true, q.Epoch
 	case pact.Surrender:
-		w.promoted, w.promotedAt = true, w.r.holds
+		w.promoted, w.promotedAt, w.surrendered = true, w.r.holds, true
 	}
 	return v
 }
