@@ -94,7 +94,7 @@ type world struct {
 	maxReleased pact.Epoch // newest epoch of which output has left
 	promoted    bool
 	promotedAt  pact.Epoch
-	surrendered bool // the promotion is a surrender's
+	surrendered bool            // the promotion is a surrender's
 	told        pact.Term       // highest term that anybody told the primary
 	toldOther   bool            // and no assignment has said since that it goes on
 	finalTerm   pact.Term       // in which a final epoch was captured; the guest must stand still in it
