@@ -23,6 +23,10 @@ import (
 // Version is what members tell each other; the program's build sets it.
 var Version = "dev"
 
+// HostCPU finds out what CPU this machine can give to guests; the program sets it. Without it guests have no
+// CPU models.
+var HostCPU daemon.HostCPU
+
 // RunHost runs the daemon of a host until ctx ends. It returns nil after a clean end; guests go on.
 func RunHost(ctx context.Context, cfg *config.Config) error { return run(ctx, cfg, pki.RoleHost) }
 
@@ -45,7 +49,7 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
 	if err != nil {
 		return err
 	}
-	d, err := daemon.Open(cfg, role, Version, log)
+	d, err := daemon.Open(cfg, role, Version, HostCPU, log)
 	if err != nil {
 		return errors.Join(advise(err), l.Close())
 	}

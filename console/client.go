@@ -80,6 +80,11 @@ func (c *Client) Protect(ctx context.Context, name string, r ProtectRequest) (*G
 	return call[Guest](ctx, c, http.MethodPost, "/guests/"+url.PathEscape(name)+"/protect", r)
 }
 
+// SetCPU chooses a stopped guest's CPU anew.
+func (c *Client) SetCPU(ctx context.Context, name string, r SetCPURequest) (*Guest, error) {
+	return call[Guest](ctx, c, http.MethodPost, "/guests/"+url.PathEscape(name)+"/cpu", r)
+}
+
 // Token issues a join token.
 func (c *Client) Token(ctx context.Context, r TokenRequest) (*Token, error) {
 	return call[Token](ctx, c, http.MethodPost, "/tokens", r)

@@ -88,6 +88,7 @@ func Serve(l net.Listener, d *daemon.Daemon, log *zap.Logger) *Server {
 	route("POST /api/v1/guests/{name}/stop", s.stop)
 	route("POST /api/v1/guests/{name}/switchover", s.switchover)
 	route("POST /api/v1/guests/{name}/protect", s.protect)
+	route("POST /api/v1/guests/{name}/cpu", s.setCPU)
 	route("POST /api/v1/tokens", s.token)
 	route("DELETE /api/v1/members/{name}", s.removeMember)
 	route("GET /api/v1/events", s.events)
@@ -206,6 +207,9 @@ func (s *Server) create(r *http.Request) (any, error) {
 		if errors.Is(err, daemon.ErrRefused) {
 			return nil, &Error{Code: CodeInvalid, Message: err.Error()}
 		}
+		return nil, err
+	}
+	if err := s.chooseCPU(&q.Spec); err != nil {
 		return nil, err
 	}
 	if q.DryRun {

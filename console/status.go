@@ -47,7 +47,7 @@ func (s *Server) list(hosts map[string]daemon.HostInfo) []Guest {
 func asGuest(a pact.Assignment, hosts map[string]daemon.HostInfo, members *gossip.List) Guest {
 	g := Guest{
 		Name: a.Guest, Desired: a.Desired, Mode: a.Mode, Term: a.Term, CurrentDisk: a.CurrentDisk.Host,
-		Spec: a.Spec, Assignment: a, Processes: []Process{},
+		Spec: a.Spec, Assignment: a, CPU: guestCPU(a.Spec.CPU), Processes: []Process{},
 	}
 	if a.Runs() {
 		g.Primary, g.Replica = a.Primary.Host, a.Replica.Host
@@ -123,7 +123,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 	}
 	witness := false
 	for _, m := range n.Members() {
-		o := Member{Name: m.Name, Role: string(m.Role), Address: m.ClusterAddress, Version: m.Version, RaftID: m.RaftID, State: string(gossip.Unknown)}
+		o := Member{Name: m.Name, Role: string(m.Role), Address: m.ClusterAddress, Version: m.Version, RaftID: m.RaftID, State: string(gossip.Unknown), CPU: s.hostCPU(m.Name, string(m.Role))}
 		if state, ok := seen[m.Name]; ok {
 			o.State = string(state)
 		}
@@ -167,6 +167,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 		case g.Desired == pact.DesiredRunning && g.Mode != pact.Protected && len(g.Spec.Hosts) > 1:
 			out.Alarms = append(out.Alarms, fmt.Sprintf("guest %s is not protected (%s)", g.Name, g.State))
 		}
+		out.Alarms = append(out.Alarms, s.unfitHosts(g.Assignment)...)
 	}
 	slices.Sort(out.Alarms)
 	return out, nil

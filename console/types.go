@@ -105,6 +105,8 @@ type Member struct {
 	State   string `json:"state"` // "alive", "gone" or "left", as gossip has it; "unknown" when it was never seen
 	Version string `json:"version,omitempty"`
 	RaftID  string `json:"raft_id"`
+	// CPU is what it can give to guests; missing for a witness.
+	CPU *CPU `json:"cpu,omitempty"`
 }
 
 // Guest is a guest as the asked daemon knows it.
@@ -125,6 +127,8 @@ type Guest struct {
 	Detail     string          `json:"detail,omitempty"`
 	Spec       pact.Spec       `json:"spec"`
 	Assignment pact.Assignment `json:"assignment"`
+	// CPU is the processor that the guest sees; missing where it sees whatever its host has.
+	CPU *CPU `json:"cpu,omitempty"`
 	// Processes are the data-plane processes on all hosts that answered.
 	Processes []Process `json:"processes"`
 }

@@ -303,7 +303,7 @@ func (n *Node) authorize(s pki.Signed) error {
 // mayPropose: for a process speaks only the daemon of its own host. An operator may speak on any.
 func mayPropose(who pki.Peer, c pact.Command) error {
 	switch c.Kind {
-	case pact.Create, pact.Delete, pact.SetDesired:
+	case pact.Create, pact.Delete, pact.SetDesired, pact.SetCPU:
 		return nil
 	case pact.Disclaim:
 		if c.Operator != "" {

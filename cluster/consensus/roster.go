@@ -22,7 +22,13 @@ type Member struct {
 	GossipAddress      string `json:"gossip_address"`
 	ReplicationAddress string `json:"replication_address,omitempty"`
 	Version            string `json:"version,omitempty"`
+	// CPU is what processor this host and its kernel can give to guests: the text of a vmm/cpu.Host. A
+	// member that comes back with another one registers anew. Empty: it has told nothing.
+	CPU string `json:"cpu,omitempty"`
 }
+
+// maxCPUText bounds Member.CPU, in bytes.
+const maxCPUText = 2048
 
 func (m Member) check() error {
 	if !config.ValidName(m.Name) || !m.Role.Valid() || m.Serial == "" {
@@ -38,6 +44,9 @@ func (m Member) check() error {
 	}
 	if len(m.RaftID)+len(m.Serial)+len(m.ClusterAddress)+len(m.GossipAddress)+len(m.ReplicationAddress)+len(m.Version) > 1024 {
 		return fmt.Errorf("the member %s tells too much", m.Name)
+	}
+	if len(m.CPU) > maxCPUText {
+		return fmt.Errorf("the member %s tells %d bytes of its CPU, at most %d are possible", m.Name, len(m.CPU), maxCPUText)
 	}
 	return nil
 }

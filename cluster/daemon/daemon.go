@@ -52,6 +52,9 @@ type Daemon struct {
 	wg     sync.WaitGroup
 	up     atomic.Bool // all the parts are there
 
+	models bool   // guests have CPU models
+	cpu    string // what this host's CPU can give to guests; "": it could not be found out
+
 	mu      sync.Mutex
 	keepers map[string]*keeper
 
@@ -59,22 +62,23 @@ type Daemon struct {
 	records    chan audit.Event
 }
 
-// Open starts the daemon. role must be that of the machine's certificate.
-func Open(cfg *config.Config, role pki.Role, version string, log *zap.Logger) (*Daemon, error) {
+// Open starts the daemon. role must be that of the machine's certificate. cpu, which may be nil, finds out what
+// guests can run here.
+func Open(cfg *config.Config, role pki.Role, version string, cpu HostCPU, log *zap.Logger) (*Daemon, error) {
 	d := &Daemon{
 		cfg: cfg, name: cfg.Name, role: role, version: version, log: log,
 		keepers: map[string]*keeper{}, records: make(chan audit.Event, 1024),
 	}
 	d.peers = newPeers(d)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	if err := d.open(); err != nil {
+	if err := d.open(cpu); err != nil {
 		d.cancel()
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-func (d *Daemon) open() error {
+func (d *Daemon) open(cpu HostCPU) error {
 	if err := d.identify(); err != nil {
 		return err
 	}
@@ -86,6 +90,7 @@ func (d *Daemon) open() error {
 		return fmt.Errorf("the event log can't be written: %w", err)
 	}
 	d.wg.Go(d.writeRecords)
+	d.probeCPU(cpu)
 
 	var node atomic.Pointer[consensus.Node]
 	allowed := func(p pki.Peer) error {
@@ -115,7 +120,7 @@ func (d *Daemon) open() error {
 		Identity: d.id, Port: d.port, Client: d.client, Dir: d.cfg.RaftDir(), Timeouts: d.cfg.Timeouts,
 		Self: consensus.Member{
 			Name: d.name, Role: d.role, ClusterAddress: d.cfg.ClusterAddress, GossipAddress: d.cfg.GossipAddress,
-			ReplicationAddress: d.cfg.ReplicationAddress, Version: d.version,
+			ReplicationAddress: d.cfg.ReplicationAddress, Version: d.version, CPU: d.cpu,
 		},
 		Found: d.cluster.Founder, Seeds: d.cluster.Seeds, Log: d.log.Named("consensus"),
 		Founded: func() error {

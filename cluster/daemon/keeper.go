@@ -52,6 +52,7 @@ type keeper struct {
 
 	// Of the loop alone:
 	cold     map[pact.Party]bool
+	models   map[pact.Party]string // the CPU model that a process was started with
 	spawned  map[pact.Party]time.Time
 	unwanted map[pact.Party]time.Time // since when a process should have ended
 	saying   map[string]bool          // what is being proposed, by key
@@ -62,6 +63,7 @@ type keeper struct {
 	backoff  time.Duration
 	notUntil time.Time
 	order    *startOrder
+	unfit    string // why this host can't run the guest, as the event log has it
 	stop     stopping
 	last     pact.Assignment
 }
@@ -85,9 +87,10 @@ type (
 	}
 	orderSwitchover struct{ answer chan error }
 	spawnedOne      struct {
-		p    *process
-		cold bool
-		err  error
+		p     *process
+		cold  bool
+		model string // of the CPU
+		err   error
 	}
 	said struct {
 		key string
@@ -100,7 +103,7 @@ func newKeeper(d *Daemon, guest string) *keeper {
 	return &keeper{
 		d: d, guest: guest, log: d.log.With(zap.String("guest", guest)),
 		events: make(chan any, 64), done: make(chan struct{}),
-		cold: map[pact.Party]bool{}, spawned: map[pact.Party]time.Time{}, unwanted: map[pact.Party]time.Time{},
+		cold: map[pact.Party]bool{}, models: map[pact.Party]string{}, spawned: map[pact.Party]time.Time{}, unwanted: map[pact.Party]time.Time{},
 		saying: map[string]bool{}, asking: map[string]bool{},
 	}
 }
@@ -157,6 +160,7 @@ func (k *keeper) take(ctx context.Context, e any) {
 		}
 		k.setNote("")
 		k.cold[e.p.party] = e.cold
+		k.models[e.p.party] = e.model
 		k.spawned[e.p.party] = time.Now()
 		select {
 		case <-e.p.exited: // its end was told before it was known
@@ -223,6 +227,7 @@ func (k *keeper) forget(p *process) {
 	k.procs = slices.DeleteFunc(k.procs, func(o *process) bool { return o == p })
 	k.mu.Unlock()
 	delete(k.cold, p.party)
+	delete(k.models, p.party)
 	delete(k.spawned, p.party)
 	delete(k.unwanted, p.party)
 }
@@ -266,9 +271,14 @@ func (k *keeper) look(ctx context.Context) (done bool) {
 	a, exists := k.d.node.Guest(k.guest)
 	k.transition(a, exists)
 	v := view{host: k.d.name, guest: a, exists: exists, order: k.order, chosen: exists && k.d.chosenForReplica(a)}
+	if exists {
+		v.unfit = k.d.Unfit(a, k.d.name)
+	}
+	k.tellUnfit(v.unfit, a)
 	procs := k.living()
 	for _, p := range procs {
-		v.procs = append(v.procs, procView{party: p.party, ready: p.ready(), cold: k.cold[p.party]})
+		model, known := k.models[p.party]
+		v.procs = append(v.procs, procView{party: p.party, ready: p.ready(), cold: k.cold[p.party] && (!known || model == a.Spec.CPU.Model)})
 	}
 	if exists && (a.Mode == pact.Stopped || len(a.Unproven) > 0 || len(a.Gone) > 0 || len(procs) == 0) {
 		v.disk = readDisks(k.d.cfg, a)
@@ -294,6 +304,20 @@ func (k *keeper) look(ctx context.Context) (done bool) {
 		return true
 	}
 	return false
+}
+
+// tellUnfit notes in the event log that this host can't run the guest any more, or can again.
+func (k *keeper) tellUnfit(why string, a pact.Assignment) {
+	if why == k.unfit {
+		return
+	}
+	detail := map[string]any{"what": "this host can run the guest again"}
+	if why != "" {
+		detail = map[string]any{"what": "this host can't run the guest, nor be its replica", "reason": why}
+	}
+	k.unfit = why
+	k.setNote(why)
+	k.d.record(audit.Fault, k.guest, a.Term, "daemon", detail)
 }
 
 // transition notes what has changed since the last look, in the event log and for the counters.
@@ -390,7 +414,7 @@ func (k *keeper) spawn(ctx context.Context, a pact.Assignment, cold bool) {
 	k.spawning = true
 	k.d.begin(func() {
 		p, err := k.d.spawn(a, k.tellFrom)
-		k.tell(spawnedOne{p, cold, err})
+		k.tell(spawnedOne{p, cold, a.Spec.CPU.Model, err})
 	})
 }
 

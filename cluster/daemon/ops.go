@@ -104,7 +104,7 @@ func (d *Daemon) Create(ctx context.Context, name string, spec pact.Spec, start 
 	if err := d.CheckCreate(name, spec); err != nil {
 		return err
 	}
-	if err := d.operate(ctx, operator, name, "create", map[string]any{"hosts": spec.Hosts, "memory_bytes": spec.MemoryBytes, "cpus": spec.CPUs}); err != nil {
+	if err := d.operate(ctx, operator, name, "create", map[string]any{"hosts": spec.Hosts, "memory_bytes": spec.MemoryBytes, "cpus": spec.CPUs, "cpu": spec.CPU.Policy, "cpu_model": spec.CPU.Model}); err != nil {
 		return err
 	}
 	desired := pact.DesiredStopped
@@ -291,6 +291,11 @@ func (d *Daemon) Protect(ctx context.Context, name, operator string) error {
 		return fmt.Errorf("%w: the guest has one host only, %s", ErrRefused, a.Spec.Hosts[0])
 	case !a.Runs():
 		return fmt.Errorf("%w: the guest is %s; start it first", ErrRefused, a.Mode)
+	}
+	if a.Mode == pact.Solo {
+		if err := d.nobodyFits(a); err != nil {
+			return err
+		}
 	}
 	return d.operate(ctx, operator, name, "protect", nil)
 }

@@ -59,7 +59,7 @@ func (p *peers) twin(a pact.Assignment) link.Peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, host := range a.Spec.Hosts {
-		if host == a.Primary.Host {
+		if host == a.Primary.Host || a.Mode == pact.Solo && p.d.Unfit(a, host) != "" {
 			continue
 		}
 		for _, o := range p.hosts[host].Processes {
@@ -184,11 +184,11 @@ func (d *Daemon) Ask(ctx context.Context, timeout time.Duration) map[string]Host
 }
 
 // chosenForReplica says whether, of a guest's hosts, this one is where a replica is wanted: the first in
-// the operator's order that is there and is not the primary's.
+// the operator's order that is there, can run the guest and is not the primary's.
 func (d *Daemon) chosenForReplica(a pact.Assignment) bool {
 	for _, h := range a.Spec.Hosts {
 		switch {
-		case h == a.Primary.Host:
+		case h == a.Primary.Host, d.Unfit(a, h) != "":
 		case h == d.name:
 			return true
 		case d.gossip.State(h) == gossip.Alive:

@@ -17,13 +17,15 @@ type view struct {
 	disk  diskView
 	// chosen says that, of the guest's hosts, this is where a replica is wanted.
 	chosen bool
-	order  *startOrder
+	// unfit says why this host can't run the guest: its CPU is not one that can show the guest its own.
+	unfit string
+	order *startOrder
 }
 
 type procView struct {
 	party pact.Party
 	ready bool // it has said hello
-	cold  bool // it was started for a cold start and has never been anything else
+	cold  bool // it was started for a cold start, with the CPU that the guest has now, and has never been anything else
 }
 
 // diskView is what the marks beside this host's disks say.
@@ -138,6 +140,11 @@ func (v view) idle(p *plan, allGone bool) {
 		return
 	}
 	why := v.entitled()
+	if v.unfit != "" && (why == "" || v.order != nil) {
+		p.blocked = v.unfit
+		others(func(procView) bool { return false })
+		return
+	}
 	if v.order != nil && v.disk.state == "inconsistent" && !v.order.inconsistent {
 		p.blocked = why + ": its blocks are of different moments. Restore a backup, or order the start with --accept-inconsistent as well"
 		others(func(o procView) bool { return true })
@@ -210,6 +217,9 @@ func (v view) runsHere(p *plan) {
 func (v view) runsElsewhere(p *plan) {
 	a := v.guest
 	named := a.Mode == pact.Protected && a.Replica.Host == v.host
+	if !named && v.unfit != "" && a.Mode == pact.Solo {
+		p.blocked = v.unfit
+	}
 	if !named && (a.Mode == pact.Protected || !v.chosen) {
 		for _, o := range v.procs {
 			p.abandon = append(p.abandon, o.party)

@@ -57,7 +57,8 @@ func again(m memory, cmd Command, a *Assignment) string {
 		return fmt.Sprintf("the ID %s belongs to another command (%s by %v)", cmd.ID, m.Kind, m.By)
 	case m.Refused != "":
 		return m.Refused
-	case cmd.Kind == SetDesired && cmd.Desired != a.Desired, cmd.Kind != SetDesired && m.Term != a.Term:
+	case cmd.Kind == SetDesired && cmd.Desired != a.Desired, cmd.Kind != SetDesired && m.Term != a.Term,
+		cmd.Kind == SetCPU && (cmd.CPU == nil || *cmd.CPU != a.Spec.CPU):
 		return fmt.Sprintf("it was applied at index %d and has been superseded since (term %d)", m.Index, a.Term)
 	}
 	return ""
@@ -75,6 +76,8 @@ func change(a *Assignment, cmd Command, floor Term) (refused string) {
 	switch cmd.Kind {
 	case SetDesired:
 		return setDesired(a, cmd)
+	case SetCPU:
+		return setCPU(a, cmd)
 	case Start:
 		return start(a, cmd, floor)
 	case Stop:

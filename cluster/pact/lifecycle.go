@@ -84,6 +84,24 @@ func setDesired(a *Assignment, cmd Command) string {
 	return ""
 }
 
+// setCPU gives the guest another processor. What was running would not find its own again, and a process
+// that waits for its start has the old one already: so the guest must be stopped, and not about to start.
+func setCPU(a *Assignment, cmd Command) string {
+	switch {
+	case a.Mode != Stopped:
+		return fmt.Sprintf("the guest is %s; stop it first", a.Mode)
+	case a.Desired != DesiredStopped:
+		return "the guest is about to start; stop it first"
+	case cmd.CPU == nil:
+		return "it names no CPU"
+	}
+	if err := cmd.CPU.check(); err != nil {
+		return err.Error()
+	}
+	a.Spec.CPU = *cmd.CPU
+	return ""
+}
+
 // start is the cold start: from a disk that is proven to be the current one, or on an operator's order.
 func start(a *Assignment, cmd Command, floor Term) string {
 	by := cmd.By

@@ -58,10 +58,20 @@ func (s Spec) check() error {
 	if len(s.Kernel) > MaxTextBytes || len(s.Initrd) > MaxTextBytes || len(s.Cmdline) > MaxTextBytes {
 		return fmt.Errorf("kernel, initrd or cmdline is longer than %d bytes", MaxTextBytes)
 	}
+	if err := s.CPU.check(); err != nil {
+		return err
+	}
 	for _, n := range s.Nets {
 		if len(n.MAC) > 64 || len(n.Bridge) > 64 {
 			return errors.New("a network card's MAC or bridge is too long")
 		}
+	}
+	return nil
+}
+
+func (c CPUSpec) check() error {
+	if len(c.Policy) > 64 || len(c.Model) > MaxTextBytes {
+		return fmt.Errorf("the CPU's policy or model is longer than 64 or %d bytes", MaxTextBytes)
 	}
 	return nil
 }

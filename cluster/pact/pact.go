@@ -116,6 +116,14 @@ type Spec struct {
 	Nets        []NetSpec  `json:"nets,omitempty"`
 	// OnPanic says what becomes of a guest whose kernel has panicked or that its watchdog gave up. Empty is PanicRestart.
 	OnPanic PanicPolicy `json:"on_panic,omitempty"`
+	// CPU is the processor that the guest sees. It is decided when the guest is created.
+	CPU CPUSpec `json:"cpu,omitzero"`
+}
+
+// CPUSpec is a guest's processor. This package carries it and looks at nothing but its size.
+type CPUSpec struct {
+	Policy string `json:"policy"`          // what the operator asked for: "pair", "host", "x86-64-v3"
+	Model  string `json:"model,omitempty"` // what came of it, for all starts and both copies: the text of a vmm/cpu.Model
 }
 
 // FirmwareUEFI is UEFI firmware: OVMF as the distribution packages it.
@@ -168,6 +176,7 @@ const (
 	Create     Kind = "create"      // a new guest: Spec. Term 0, Stopped.
 	Delete     Kind = "delete"      // only while Stopped
 	SetDesired Kind = "set-desired" // the operator's will: Desired
+	SetCPU     Kind = "set-cpu"     // another processor for a guest that is stopped and meant to be: CPU
 	Start      Kind = "start"       // Stopped, or Solo/Protected whose processes are all known dead -> Solo. By = the new primary
 	Stop       Kind = "stop"        // Solo or Protected -> Stopped. By = the primary
 	Protect    Kind = "protect"     // Solo -> Protected. By = the primary, Other = the replica, Epoch = k
@@ -198,9 +207,11 @@ type Command struct {
 	// where that goes on, else the numbering of Term.
 	EpochTerm Term `json:"epoch_term,omitempty"`
 
-	Spec     *Spec   `json:"spec,omitempty"`
-	Desired  Desired `json:"desired,omitempty"`
-	NoMarker bool    `json:"no_marker,omitempty"`
+	Spec    *Spec   `json:"spec,omitempty"`
+	Desired Desired `json:"desired,omitempty"`
+	// CPU, with SetCPU, is the guest's processor from its next start on.
+	CPU      *CPUSpec `json:"cpu,omitempty"`
+	NoMarker bool     `json:"no_marker,omitempty"`
 	// MarkerTerm, with Start, is the term of the durable marker on the starting host's disk.
 	MarkerTerm Term `json:"marker_term,omitempty"`
 	// AcceptLoss, with Start, is the operator's explicit order to start from a disk that is not known

@@ -31,7 +31,7 @@ func TestProperties(t *testing.T) {
 			}
 			cmd := Command{
 				Kind: rapid.SampledFrom([]Kind{
-					Start, Stop, Protect, Promote, GoSolo, Surrender, Switchover, Cancel, Mark, Disclaim, Confirm, NoOp, SetDesired, Start, Protect, "fly",
+					Start, Stop, Protect, Promote, GoSolo, Surrender, Switchover, Cancel, Mark, Disclaim, Confirm, NoOp, SetDesired, SetCPU, Start, Protect, "fly",
 				}).Draw(rt, "kind"),
 				Guest: "g", ID: fmt.Sprint(i),
 				Term:    before.Term,
@@ -39,6 +39,7 @@ func TestProperties(t *testing.T) {
 				Other:   rapid.SampledFrom(parties).Draw(rt, "other"),
 				Epoch:   Epoch(rapid.IntRange(0, 9).Draw(rt, "epoch")),
 				Desired: rapid.SampledFrom([]Desired{DesiredRunning, DesiredStopped, ""}).Draw(rt, "desired"),
+				CPU:     &CPUSpec{Policy: "pair", Model: fmt.Sprint("of step ", i)},
 			}
 			if rapid.IntRange(0, 9).Draw(rt, "wild term") == 0 {
 				cmd.Term = Term(rapid.IntRange(0, 12).Draw(rt, "term"))

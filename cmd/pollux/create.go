@@ -14,6 +14,7 @@ import (
 
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/console"
+	"github.com/pollux-ha/pollux/vmm/cpu"
 )
 
 func (p *program) guestCreateCommand() *cobra.Command {
@@ -65,6 +66,7 @@ directory as guests/NAME/disk0.raw and so on.
 	f.StringVar(&spec.Cmdline, "cmdline", "", "kernel command line")
 	f.StringVar(&memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&spec.CPUs, "cpus", 1, "virtual CPUs")
+	f.StringVar(&spec.CPU.Policy, "cpu", string(cpu.Pair), cpuHelp)
 	f.StringArrayVar(&disks, "disk", nil, "a disk: size=SIZE[,readonly][,serial=TEXT][,queues=N]; may be repeated")
 	f.StringArrayVar(&nets, "net", nil, "a network card: bridge=NAME[,mac=MAC][,queues=N][,mtu=N][,uso]; may be repeated")
 	f.BoolVar(&start, "start", false, "start it at once")

@@ -155,6 +155,9 @@ func guestDetails(w io.Writer, g *console.Guest) {
 	fmt.Fprintf(w, "  wanted: %s; current disk: %s; hosts: %s\n", g.Desired, dash(g.CurrentDisk), strings.Join(g.Spec.Hosts, ", "))
 	fmt.Fprintf(w, "  %d CPUs, %s memory, %d disks, %d network cards, kernel %s\n",
 		g.Spec.CPUs, bytesText(g.Spec.MemoryBytes), len(g.Spec.Disks), len(g.Spec.Nets), g.Spec.Kernel)
+	if c := g.CPU; c != nil {
+		fmt.Fprintln(w, " ", describeCPU(c))
+	}
 	for _, p := range g.Processes {
 		fmt.Fprintf(w, "\nprocess %d on %s (%s)", p.PID, p.Host, p.Incarnation)
 		s := p.Status

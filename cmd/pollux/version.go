@@ -9,12 +9,13 @@ import (
 
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster"
+	"github.com/pollux-ha/pollux/vmm"
 )
 
 // version is set by the build from git.
 var version = "dev"
 
-func init() { cluster.Version = version }
+func init() { cluster.Version, cluster.HostCPU = version, vmm.HostCPU }
 
 func (p *program) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{

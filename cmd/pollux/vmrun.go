@@ -18,6 +18,7 @@ import (
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/kvm"
 	"github.com/pollux-ha/pollux/vmm/memory"
 	"github.com/pollux-ha/pollux/vmm/platform"
@@ -43,6 +44,7 @@ type vmOptions struct {
 	disks, nets             []string
 	memory                  string
 	cpus                    int
+	cpu                     string
 	noReboot                bool
 	debug                   bool
 }
@@ -84,6 +86,7 @@ is given.
 	f.StringArrayVar(&o.nets, "net", nil, "a network card: tap=NAME[,mac=MAC][,queues=N][,uso]; may be repeated")
 	f.StringVar(&o.memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual CPUs")
+	f.StringVar(&o.cpu, "cpu", string(cpu.HostP), "what the guest's CPUs are: host (all that this one has), x86-64-v2, x86-64-v3 or x86-64-v4")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end, too, when the guest resets")
 	f.BoolVar(&o.debug, "debug", false, "log on standard error what the machine does, and which devices the guest misses")
 	return cmd
@@ -201,6 +204,9 @@ func (o vmOptions) machine() (config vmm.Config, release func() error, err error
 	}
 	if config.MemoryBytes < memory.MinSize || config.MemoryBytes > memory.MaxSize {
 		return config, release, usagef("--memory %s: a guest has between 1M and 4T", o.memory)
+	}
+	if config.CPU, err = o.model(); err != nil {
+		return config, release, err
 	}
 	if o.cpus < 1 {
 		return config, release, usagef("--cpus %d: a guest has at least one", o.cpus)

@@ -15,6 +15,7 @@ import (
 	"github.com/pollux-ha/pollux/replica/store"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
+	"github.com/pollux-ha/pollux/vmm/cpu"
 	"github.com/pollux-ha/pollux/vmm/tap"
 	"github.com/pollux-ha/pollux/vmm/virtio"
 )
@@ -71,8 +72,12 @@ func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpene
 		MemoryBytes: cfg.Spec.MemoryBytes, CPUs: cfg.Spec.CPUs, Cmdline: cfg.Spec.Cmdline, PinCPUs: cfg.PinCPUs,
 	}
 	var err error
-	if m.Kernel, err = image(cfg.Spec.Kernel); err != nil {
-		return m, fmt.Errorf("the guest's kernel: %w: every host of the guest needs it at that path", err)
+	if text := cfg.Spec.CPU.Model; text != "" {
+		model, err := cpu.ParseModel(text)
+		if err != nil {
+			return m, fmt.Errorf("the guest's CPU: %w", err)
+		}
+		m.CPU = &model
 	}
 	// Found out now, and not when the guest is being started.
 	if err := boot.Check(m.Kernel); err != nil {
