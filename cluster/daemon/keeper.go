@@ -86,6 +86,10 @@ type (
 		operator string
 	}
 	orderSwitchover struct{ answer chan error }
+	orderPrimary    struct { // for the process that runs the guest
+		o      link.Order
+		answer chan error
+	}
 	spawnedOne      struct {
 		p     *process
 		cold  bool
@@ -191,6 +195,8 @@ func (k *keeper) take(ctx context.Context, e any) {
 		}
 	case orderSwitchover:
 		e.answer <- k.switchover()
+	case orderPrimary:
+		e.answer <- k.tellPrimary(e.o)
 	}
 }
 
@@ -604,6 +610,7 @@ func (d *Daemon) spawn(a pact.Assignment, tell func(any)) (*process, error) {
 		StreamListen: net.JoinHostPort(d.cfg.ReplicationAddress, "0"),
 		PKI:          d.cfg.PKIDir(), EventLog: d.cfg.EventLog(), ConsoleLog: consolePath(dir),
 		Timeouts: link.ProcessTimeouts{Silence: t.Silence.D(), Heartbeat: t.StreamHeartbeat.D()},
+		Cluster:  d.ClusterID(),
 	}
 	for i := range a.Spec.Disks {
 		c.Disks = append(c.Disks, diskPath(dir, i))

@@ -200,13 +200,14 @@ func (d *Daemon) chosenForReplica(a pact.Assignment) bool {
 
 // order is an operator's order to another host's daemon.
 type order struct {
-	Kind         string  `json:"kind"` // "start", "stop", "switchover"
+	Kind         string  `json:"kind"` // "start", "stop", "switchover", "balloon"
 	Guest        string  `json:"guest"`
 	Loss         string  `json:"loss,omitempty"`
 	Inconsistent bool    `json:"inconsistent,omitempty"`
 	Force        bool    `json:"force,omitempty"`
 	AfterSeconds float64 `json:"after_seconds,omitempty"`
 	Operator     string  `json:"operator,omitempty"`
+	MemoryBytes  uint64  `json:"memory_bytes,omitempty"` // of "balloon"
 	// Index is what the host's own log must have come to before the order makes sense.
 	Index uint64 `json:"index,omitempty"`
 }
@@ -240,14 +241,11 @@ func (d *Daemon) obey(ctx context.Context, o order) error {
 	case "switchover":
 		answer := make(chan error, 1)
 		k.tell(orderSwitchover{answer})
-		select {
-		case err := <-answer:
-			return err
-		case <-k.done:
-			return errEnding
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return k.await(ctx, answer)
+	case "balloon":
+		answer := make(chan error, 1)
+		k.tell(orderPrimary{link.Order{Kind: link.OrderBalloon, MemoryBytes: o.MemoryBytes}, answer})
+		return k.await(ctx, answer)
 	default:
 		return errOrder(o.Kind)
 	}
@@ -264,5 +262,6 @@ func (d *Daemon) handlers() map[string]wire.Handler {
 			}
 			return struct{}{}, d.obey(ctx, o)
 		},
+		"agent": d.askedAgent,
 	}
 }

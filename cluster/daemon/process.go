@@ -33,6 +33,7 @@ const (
 	sendTimeout   = 5 * time.Second
 	configSuffix  = ".json"
 	socketSuffix  = ".sock"
+	agentSuffix   = ".qga" // not longer than socketSuffix, whose path is checked
 	processSuffix = ".log"
 )
 
@@ -87,7 +88,7 @@ func spawn(program []string, cfg link.ProcessConfig, dir string, log *zap.Logger
 		return nil, fmt.Errorf("make the directory for processes: %w", err)
 	}
 	base := filepath.Join(dir, fmt.Sprintf("%s-%016x", cfg.Guest, uint64(cfg.Party.Incarnation)))
-	cfg.ControlSocket, cfg.LogFile = base+socketSuffix, ""
+	cfg.ControlSocket, cfg.AgentSocket, cfg.LogFile = base+socketSuffix, base+agentSuffix, ""
 	if len(cfg.ControlSocket) > 107 {
 		return nil, fmt.Errorf("the path of a control socket would be too long for Linux (%s): choose a shorter run_dir", cfg.ControlSocket)
 	}
@@ -283,6 +284,7 @@ func (p *process) tidy() {
 	base := strings.TrimSuffix(p.path, configSuffix)
 	os.Remove(base + configSuffix)
 	os.Remove(base + socketSuffix)
+	os.Remove(base + agentSuffix)
 	logs, err := filepath.Glob(filepath.Join(filepath.Dir(p.path), p.guest+"-????????????????"+processSuffix))
 	if err != nil || len(logs) <= logsKept {
 		return
@@ -436,9 +438,11 @@ func (p *process) meet(peer link.Peer) {
 	p.wake()
 }
 
-func (p *process) order(kind string) {
+func (p *process) order(kind string) { p.give(link.Order{Kind: kind}) }
+
+func (p *process) give(o link.Order) {
 	p.mu.Lock()
-	p.orders = append(p.orders, link.Order{Kind: kind})
+	p.orders = append(p.orders, o)
 	p.mu.Unlock()
 	p.wake()
 }

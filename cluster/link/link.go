@@ -59,7 +59,9 @@ type Peer struct {
 
 // Order is an operator's wish. Its outcome shows in Status and in assignments.
 type Order struct {
-	Kind string `json:"kind"` // "switchover", "power-button", "kill" (stop at once), "abandon" (a replica that is not wanted any more: exit)
+	Kind string `json:"kind"` // "switchover", "power-button", "kill" (stop at once), "abandon" (a replica that is not wanted any more: exit), "balloon"
+
+	MemoryBytes uint64 `json:"memory_bytes,omitempty"` // of a balloon order
 }
 
 // Hello introduces a process.
@@ -103,10 +105,26 @@ type Status struct {
 	SyncTotal      uint64 `json:"sync_total_bytes"` // of the running synchronization
 	SyncDone       uint64 `json:"sync_done_bytes"`
 
+	// Balloon says what of its memory the guest has; only of a primary whose guest has a driver.
+	Balloon *Balloon `json:"balloon,omitempty"`
+
 	// Timings are the last epochs' and the last takeover's phases in microseconds, by name:
 	// "stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack";
 	// "detect", "decide", "activate", "announce".
 	TimingsUs map[string]Summary `json:"timings_us,omitempty"`
+}
+
+// Balloon is a guest's memory as its balloon and the guest itself tell of it, all in bytes.
+type Balloon struct {
+	Driver    bool   `json:"driver"`          // the guest has one
+	Target    uint64 `json:"target_bytes"`    // that the guest is to keep
+	Current   uint64 `json:"current_bytes"`   // that it keeps
+	Discarded uint64 `json:"discarded_bytes"` // given back to the host since the process started, free pages included
+	// What the guest said last; 0: nothing.
+	Total     uint64 `json:"guest_total_bytes,omitempty"`
+	Free      uint64 `json:"guest_free_bytes,omitempty"`
+	Available uint64 `json:"guest_available_bytes,omitempty"`
+	Caches    uint64 `json:"guest_caches_bytes,omitempty"`
 }
 
 // Summary is a distribution over recent samples.

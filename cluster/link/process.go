@@ -37,6 +37,10 @@ type ProcessConfig struct {
 	NetNS string `json:"netns,omitempty"`
 
 	ControlSocket string `json:"control_socket"` // path of the Unix socket to listen on
+	// AgentSocket is the path of the Unix socket that leads to the guest's agent. Empty: none.
+	AgentSocket string `json:"agent_socket,omitempty"`
+	// Cluster is the cluster's ID: equally named guests of two clusters are two.
+	Cluster string `json:"cluster,omitempty"`
 	// StreamListen is the host:port on which a checkpoint stream is accepted; port 0 takes a free
 	// one (Hello.StreamAddress tells which). Empty: this guest is never a replica here.
 	StreamListen string `json:"stream_listen,omitempty"`
@@ -98,6 +102,7 @@ const (
 	OrderPowerButton = "power-button"
 	OrderKill        = "kill"    // stop at once
 	OrderAbandon     = "abandon" // a replica that is not wanted any more: exit
+	OrderBalloon     = "balloon" // the guest is to keep MemoryBytes of its memory and to give the rest back
 	// An operator accepts a disk that a synchronization has left half overwritten. Sent before the
 	// Start entry that carries the accepted loss is proposed: without it the process refuses to boot
 	// from such a disk. (For one that is merely outdated the applied Start is enough.)

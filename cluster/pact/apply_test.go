@@ -229,7 +229,14 @@ func TestAnOrderAgainstTheRules(t *testing.T) {
 	if a.CurrentDisk.Host != "a" || a.Unproven[0].Party != b2 {
 		t.Errorf("until its mark the previous disk is the current one: %+v", a)
 	}
+	if a.Rewound != a.Term {
+		t.Errorf("rewound in term %d, started in %d", a.Rewound, a.Term)
+	}
+	rewound := a.Rewound
 	a = w.must(Command{Kind: Mark, By: b2})
+	if a.Rewound != rewound {
+		t.Errorf("rewound in term %d, which was %d", a.Rewound, rewound)
+	}
 	if a.CurrentDisk != (DiskCopy{"b", a.Tenure}) {
 		t.Errorf("current disk %+v", a.CurrentDisk)
 	}

@@ -130,6 +130,9 @@ func start(a *Assignment, cmd Command, floor Term) string {
 		a.Unproven = nil
 	}
 	install(a, by)
+	if unproven != "" {
+		a.Rewound = a.Term
+	}
 	a.Mode, a.Replica = Solo, Party{}
 	a.Base, a.BaseTerm = 0, 0
 	return ""

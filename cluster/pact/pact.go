@@ -71,6 +71,9 @@ type Assignment struct {
 	Gone []Party `json:"gone,omitempty"`
 	// Created is the Raft index of the guest's Create: what tells a guest from a later one of its name.
 	Created uint64 `json:"created"`
+	// Rewound is the term of the last start from a disk copy that was not known to be current: from there on
+	// the guest lives another life than the one that it may have had. 0: there was none.
+	Rewound Term `json:"rewound,omitempty"`
 	// Spec is what the operator asked for.
 	Spec Spec `json:"spec"`
 	// Desired says whether the guest is meant to run.

@@ -20,6 +20,7 @@ func (p *program) guestCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		p.guestCreateCommand(), p.guestImportCommand(), p.guestStartCommand(), p.guestStopCommand(), p.guestDeleteCommand(),
+		p.guestAgentCommand(), p.guestBalloonCommand(),
 		p.guestListCommand(), p.guestStatusCommand(), p.guestSwitchoverCommand(), p.guestProtectCommand(), p.guestCPUCommand(),
 	)
 	return cmd

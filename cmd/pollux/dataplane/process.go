@@ -12,6 +12,7 @@ import (
 
 	"github.com/pollux-ha/pollux/audit"
 	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/cluster/agent"
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/cluster/pki"
@@ -43,6 +44,7 @@ type process struct {
 	machine  *vmm.Machine
 	outlet   outlet
 	console  *os.File
+	agent    *agent.Socket // nil: none
 	side     *replica.Side
 	gate     *fencing.Gate
 	events   *events
@@ -161,6 +163,12 @@ func (p *process) listen(undo *[]func()) error {
 		return err
 	}
 	*undo = append(*undo, func() { l.Close() })
+	if err := p.listenAgent(); err != nil {
+		return err
+	}
+	if p.agent != nil {
+		*undo = append(*undo, func() { p.agent.Close() })
+	}
 	p.control = &control{l: l, log: p.log.Named("link"), hello: p.hello, take: p.take, up: p.daemonUp}
 	if p.cfg.StreamListen == "" {
 		return nil
@@ -223,6 +231,9 @@ func (p *process) finish(code int) {
 	p.side.Close()
 	p.watchers.Wait()
 	p.control.close()
+	if p.agent != nil {
+		p.agent.Close()
+	}
 	p.events.Close()
 	if err := p.machine.Close(); err != nil {
 		p.log.Error("free the machine", zap.Error(err))

@@ -86,6 +86,7 @@ func (r *roles) ColdStart(a pact.Assignment, decided time.Duration) error {
 	if err := p.store.Flush(); err != nil {
 		return err
 	}
+	p.machine.SetGeneration(generation(p.cfg.Cluster, a))
 	if err := p.machine.Boot(); err != nil {
 		return err
 	}
@@ -128,7 +129,7 @@ func (p *process) begin(s lockstep.Start, i *replica.Image) error {
 	}
 	e, err := lockstep.New(lockstep.Config{
 		Guest: p.cfg.Guest, Self: p.cfg.Party, Machine: p.machine, Host: (*host)(p), Dial: p.dial, Disks: disks,
-		Console: p.writeConsole, MACs: p.machine.MACs, Log: p.log.Named("lockstep"),
+		Console: p.writeConsole, Agent: p.agentSaid, MACs: p.machine.MACs, Log: p.log.Named("lockstep"),
 		Heartbeat: t.Heartbeat, Silence: t.Silence, MaxEpoch: t.MaxEpoch, AskAgain: t.AskAgain, CachePages: p.cfg.CachePages,
 	})
 	if err != nil {

@@ -87,7 +87,7 @@ func (p *process) follow(o link.Order) {
 		return
 	}
 	e := p.currentEngine()
-	if e == nil && (o.Kind == link.OrderSwitchover || o.Kind == link.OrderPowerButton || o.Kind == link.OrderKill) {
+	if e == nil && (o.Kind == link.OrderSwitchover || o.Kind == link.OrderPowerButton || o.Kind == link.OrderKill || o.Kind == link.OrderBalloon) {
 		(*host)(p).Refused(o.Kind + ": the guest does not run here")
 		return
 	}
@@ -98,6 +98,8 @@ func (p *process) follow(o link.Order) {
 		p.machine.PowerButton()
 	case link.OrderKill:
 		e.Kill("by order")
+	case link.OrderBalloon:
+		p.setBalloon(o.MemoryBytes)
 	case link.OrderAbandon:
 		p.side.Step(core.Abandon{})
 	case link.OrderAcceptInconsistent:
@@ -167,6 +169,7 @@ func (p *process) status() link.Status {
 	}
 	if e != nil {
 		e.Status(&s)
+		s.Balloon = p.balloon()
 		if s.Detail == "" {
 			s.Detail = detail
 		}
