@@ -23,6 +23,9 @@ const (
 	DaemonStop  Kind = "daemon-stop"  // and ends in an orderly way
 	GuestStart  Kind = "guest-start"  // a data-plane process is about to run the guest
 	GuestStop   Kind = "guest-stop"   // the guest stops for good: power-off, operator's order
+	GuestReset  Kind = "guest-reset"  // the guest boots again: reason
+	GuestKept   Kind = "guest-kept"   // the guest has died and stands still, as its policy is: event
+	GuestDump   Kind = "guest-dump"   // its memory was written to a file of this host: path, bytes
 	Protect     Kind = "protect"      // a replica becomes entitled to take over: epoch, replica
 	GoSolo      Kind = "go-solo"      // output does not wait any more
 	RoleChange  Kind = "role-change"  // this host's part in a guest changes: from, to

@@ -44,6 +44,9 @@ type Config struct {
 	// OnPower is told, on a goroutine of its own, that the guest asked for power-off or a reset,
 	// or died. The vCPUs stay stopped from then on. May be nil.
 	OnPower func(platform.PowerEvent)
+	// OnFault is told, on a goroutine of its own, that this host can't run the guest any more. The vCPUs stay
+	// stopped from then on, and the guest's state is as it was. Nil: such a fault is a crash of the guest.
+	OnFault func(error)
 	// OnMemoryFault is told, on a goroutine of its own, of a page of guest RAM that can't be read.
 	// The vCPU that met it waits, still taking part in pauses, until Heal or Stop. Nil: such a
 	// fault is a crash of the guest.

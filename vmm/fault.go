@@ -32,7 +32,7 @@ func (v *vcpu) drainSignals() {
 		}
 		off, ok := offsetIn(v.m.ram.Bytes(), info.addr)
 		if !ok {
-			v.crash("memory error outside of the guest's RAM", zap.Int32("code", info.code))
+			v.m.hostFault(fmt.Errorf("memory error outside of the guest's RAM, of kind %d", info.code))
 			continue
 		}
 		gpa := v.m.gpaOf(off)

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,10 +38,11 @@ type gate struct {
 	closing bool
 	power   platform.PowerEvent
 	told    bool // OnPower has been called
+	broken  bool // OnFault has been called
 }
 
 // held says whether the vCPUs have to wait.
-func (g *gate) held() bool { return !g.started || g.staying || g.power != 0 }
+func (g *gate) held() bool { return !g.started || g.staying || g.power != 0 || g.broken }
 
 // reserved says that no pause may begin.
 func (g *gate) reserved() bool { return g.busy || g.claimed && !g.staying }
@@ -214,7 +216,23 @@ func (m *Machine) pauseHere() {
 // activateOrCrash lets the devices go on. The device lock is held.
 func (m *Machine) activateOrCrash() {
 	if err := m.activate(); err != nil {
-		m.log.Error("a device does not go on: the guest is stopped", zap.Error(err))
+		m.hostFault(fmt.Errorf("a device does not go on: %w", err))
+	}
+}
+
+// hostFault stops the guest for good: it is this host that can't go on with it.
+func (m *Machine) hostFault(err error) {
+	m.log.Error("this host can't run the guest any more", zap.Error(err))
+	if m.cfg.OnFault == nil {
 		m.PowerEvent(platform.Crashed)
+		return
+	}
+	g := &m.gate
+	g.Lock()
+	defer g.Unlock()
+	if !g.broken {
+		g.broken = true
+		m.callOut()
+		go m.cfg.OnFault(err)
 	}
 }

@@ -285,6 +285,7 @@ func (m *Machine) Start() error {
 	m.gate.Lock()
 	defer m.gate.Unlock()
 	m.gate.started, m.gate.staying = true, false
+	m.gate.broken = false
 	m.gate.runs++
 	m.gate.broadcast()
 	return nil

@@ -131,7 +131,7 @@ func (v *vcpu) exited(err error) {
 	case (errors.Is(err, unix.EFAULT) || errors.Is(err, unix.EHWPOISON)) && v.kvm.Exit() == kvm.ExitMemoryFault:
 		v.faultAt(v.kvm.Detail()[1], false)
 	default:
-		v.crash("KVM_RUN fails", zap.Error(err))
+		v.m.hostFault(fmt.Errorf("KVM_RUN of vCPU %d fails: %w", v.id, err))
 	}
 }
 

@@ -62,6 +62,7 @@ type Order struct {
 	Kind string `json:"kind"` // "switchover", "power-button", "kill" (stop at once), "abandon" (a replica that is not wanted any more: exit), "balloon"
 
 	MemoryBytes uint64 `json:"memory_bytes,omitempty"` // of a balloon order
+	Path        string `json:"path,omitempty"`         // of a dump
 }
 
 // Hello introduces a process.
@@ -108,10 +109,23 @@ type Status struct {
 	// Balloon says what of its memory the guest has; only of a primary whose guest has a driver.
 	Balloon *Balloon `json:"balloon,omitempty"`
 
+	// Kept says after what the guest stands still, until an operator resets or stops it: "crash", "panic" or
+	// "watchdog". Empty: it does not.
+	Kept string `json:"kept,omitempty"`
+	Dump *Dump  `json:"dump,omitempty"` // the last one that was ordered; nil: none
+
 	// Timings are the last epochs' and the last takeover's phases in microseconds, by name:
 	// "stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack";
 	// "detect", "decide", "activate", "announce".
 	TimingsUs map[string]Summary `json:"timings_us,omitempty"`
+}
+
+// Dump is a guest's memory in a file of the primary's host.
+type Dump struct {
+	Path  string `json:"path"`
+	Done  bool   `json:"done"`
+	Bytes int64  `json:"bytes,omitempty"` // of the file, holes included
+	Error string `json:"error,omitempty"` // why there is none
 }
 
 // Balloon is a guest's memory as its balloon and the guest itself tell of it, all in bytes.

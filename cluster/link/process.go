@@ -25,9 +25,11 @@ type ProcessConfig struct {
 	// or "builtin:ledger".
 	Spec pact.Spec `json:"spec"`
 
-	// Disks are this host's copies, in the order of Spec.Disks. The process creates a file that is
+	// Disks are this host's copies, in the order of Spec.AllDisks. The process creates a file that is
 	// missing (sparse, of the spec's size). Beside each lies <file>.mark (the disk mark).
 	Disks []string `json:"disks,omitempty"`
+	// Firmware is where this host has UEFI firmware; empty names stand for the places of Debian's package.
+	Firmware FirmwareImage `json:"firmware,omitzero"`
 	// Journal is the file that keeps committed disk writes until they are on the disks.
 	Journal string `json:"journal"`
 	// Taps are the names of existing tap interfaces, in the order of Spec.Nets. The process opens
@@ -55,6 +57,12 @@ type ProcessConfig struct {
 	JournalBytes int64 `json:"journal_bytes,omitempty"`
 	// CachePages bounds the primary's delta cache; 0 means the default.
 	CachePages int `json:"cache_pages,omitempty"`
+}
+
+// FirmwareImage names the two files of UEFI firmware (vmm/firmware.ReadImage).
+type FirmwareImage struct {
+	Code string `json:"code,omitempty"`
+	Vars string `json:"vars,omitempty"`
 }
 
 // ProcessTimeouts are in nanoseconds in JSON; 0 means the default.
@@ -101,6 +109,8 @@ const (
 	OrderSwitchover  = "switchover"
 	OrderPowerButton = "power-button"
 	OrderKill        = "kill"    // stop at once
+	OrderReset       = "reset"   // the guest boots again at once
+	OrderDump        = "dump"    // the memory of a guest that stands still is written to Path
 	OrderAbandon     = "abandon" // a replica that is not wanted any more: exit
 	OrderBalloon     = "balloon" // the guest is to keep MemoryBytes of its memory and to give the rest back
 	// An operator accepts a disk that a synchronization has left half overwritten. Sent before the
@@ -149,7 +159,8 @@ func (c ProcessConfig) Validate() error {
 	need(c.Spec.MemoryBytes > 0, "spec.memory_bytes is 0")
 	need(c.Spec.CPUs > 0, "spec.cpus is 0")
 	need(c.Spec.Kernel != "" || c.Spec.Firmware != "", "spec.kernel and spec.firmware are empty")
-	need(len(c.Disks) == len(c.Spec.Disks), "%d disk paths for the %d disks of the spec", len(c.Disks), len(c.Spec.Disks))
+	all := len(c.Spec.AllDisks())
+	need(len(c.Disks) == all, "%d disk paths for the %d disks of the spec", len(c.Disks), all)
 	need(len(c.Taps) == len(c.Spec.Nets), "%d taps for the %d network cards of the spec", len(c.Taps), len(c.Spec.Nets))
 	need(c.Journal != "" || len(c.Disks) == 0, "journal has no path")
 	need(c.ControlSocket != "", "control_socket is empty")

@@ -23,7 +23,6 @@ import (
 	"github.com/pollux-ha/pollux/replica/mark"
 	"github.com/pollux-ha/pollux/replica/store"
 	"github.com/pollux-ha/pollux/vmm"
-	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
 const (
@@ -53,7 +52,9 @@ type process struct {
 	stop     context.CancelFunc // ends the watchers
 	watchers sync.WaitGroup
 	exit     chan int
+	stopped  chan struct{} // closed when the process ends
 	ending   sync.Once
+	life     life
 	why      string // it ends; set before exit
 
 	changed chan struct{} // capacity 1: there is something to tell the daemon
@@ -72,7 +73,7 @@ type process struct {
 
 // start makes the process: disks locked, machine ready, sockets open, no right to anything.
 func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap tapOpener) (_ *process, err error) {
-	p := &process{cfg: cfg, log: log, exit: make(chan int, 1), changed: make(chan struct{}, 1)}
+	p := &process{cfg: cfg, log: log, exit: make(chan int, 1), changed: make(chan struct{}, 1), stopped: make(chan struct{})}
 	var undo []func()
 	defer func() {
 		if err != nil {
@@ -135,7 +136,7 @@ func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap
 
 func (p *process) openStore(ctx context.Context) (err error) {
 	c := store.Config{Guest: p.cfg.Guest, Journal: p.cfg.Journal, JournalBytes: p.cfg.JournalBytes}
-	for i, d := range p.cfg.Spec.Disks {
+	for i, d := range p.cfg.Spec.AllDisks() {
 		c.Disks = append(c.Disks, store.DiskConfig{Path: p.cfg.Disks[i], Size: int64(d.SizeBytes), ReadOnly: d.ReadOnly})
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.DiskLock)
@@ -152,6 +153,7 @@ func (p *process) makeMachine(openTap tapOpener) (err error) {
 	p.config.Log = p.log.Named("vmm")
 	p.config.OnPower = p.power
 	p.config.OnMemoryFault = p.memoryFault
+	p.config.OnFault = p.hostFault
 	p.config.OnDiskError = p.diskError
 	p.machine, err = vmm.New(p.config)
 	return err
@@ -224,6 +226,7 @@ func (p *process) end(code int, why string) {
 
 // finish closes what the Side's own goroutines may still be using.
 func (p *process) finish(code int) {
+	close(p.stopped)
 	p.stop()
 	if p.streams != nil {
 		p.streams.close()
@@ -270,18 +273,6 @@ func (p *process) watchDisks(ctx context.Context) {
 			return
 		}
 		p.side.Step(core.Failed{Err: "disk: " + err.Error()})
-	}
-}
-
-// power takes what the guest asked of its platform. For now a reset and a crash stop it as well.
-func (p *process) power(ev platform.PowerEvent) {
-	why := "the guest asked for " + ev.String()
-	if ev == platform.Crashed {
-		why = "the guest crashed"
-	}
-	p.events.Note(audit.GuestStop, map[string]any{"reason": why})
-	if e := p.currentEngine(); e != nil {
-		e.PowerOff(why)
 	}
 }
 

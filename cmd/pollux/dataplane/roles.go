@@ -137,6 +137,7 @@ func (p *process) begin(s lockstep.Start, i *replica.Image) error {
 	}
 	p.mu.Lock()
 	p.engine, p.last = e, s.Last
+	p.life.begin(0)
 	peer, applied := p.peer, p.applied
 	p.mu.Unlock()
 	p.outlet.engine.Store(e)
@@ -177,6 +178,7 @@ func (r *roles) TakeReplica(a pact.Assignment) (*replica.Image, error) {
 		return nil, err
 	}
 	p.outlet.engine.Store(nil)
+	p.life.begin(0)
 	p.mu.Lock()
 	p.engine = nil
 	p.mu.Unlock()

@@ -87,7 +87,8 @@ func (p *process) follow(o link.Order) {
 		return
 	}
 	e := p.currentEngine()
-	if e == nil && (o.Kind == link.OrderSwitchover || o.Kind == link.OrderPowerButton || o.Kind == link.OrderKill || o.Kind == link.OrderBalloon) {
+	if e == nil && (o.Kind == link.OrderSwitchover || o.Kind == link.OrderPowerButton || o.Kind == link.OrderKill || o.Kind == link.OrderBalloon ||
+		o.Kind == link.OrderReset || o.Kind == link.OrderDump) {
 		(*host)(p).Refused(o.Kind + ": the guest does not run here")
 		return
 	}
@@ -95,7 +96,11 @@ func (p *process) follow(o link.Order) {
 	case link.OrderSwitchover:
 		e.Switchover()
 	case link.OrderPowerButton:
-		p.machine.PowerButton()
+		p.powerButton()
+	case link.OrderReset:
+		p.reset(p.life.begin(0), "an operator ordered it", false)
+	case link.OrderDump:
+		p.writeDump(o.Path)
 	case link.OrderKill:
 		e.Kill("by order")
 	case link.OrderBalloon:
@@ -174,6 +179,7 @@ func (p *process) status() link.Status {
 			s.Detail = detail
 		}
 	}
+	p.tellLife(&s)
 	if s.TimingsUs == nil {
 		s.TimingsUs = map[string]link.Summary{}
 	}
