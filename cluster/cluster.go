@@ -28,12 +28,16 @@ var Version = "dev"
 var HostCPU daemon.HostCPU
 
 // RunHost runs the daemon of a host until ctx ends. It returns nil after a clean end; guests go on.
-func RunHost(ctx context.Context, cfg *config.Config) error { return run(ctx, cfg, pki.RoleHost) }
+func RunHost(ctx context.Context, cfg *config.Config) error {
+	return run(ctx, cfg, pki.RoleHost, HostCPU)
+}
 
 // RunWitness runs the daemon of a witness until ctx ends: a voter that runs no guest.
-func RunWitness(ctx context.Context, cfg *config.Config) error { return run(ctx, cfg, pki.RoleWitness) }
+func RunWitness(ctx context.Context, cfg *config.Config) error {
+	return run(ctx, cfg, pki.RoleWitness, nil)
+}
 
-func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
+func run(ctx context.Context, cfg *config.Config, role pki.Role, cpu daemon.HostCPU) (err error) {
 	log, err := logger(cfg.Log.Level)
 	if err != nil {
 		return err
@@ -49,7 +53,7 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role) (err error) {
 	if err != nil {
 		return err
 	}
-	d, err := daemon.Open(cfg, role, Version, HostCPU, log)
+	d, err := daemon.Open(cfg, role, Version, cpu, log)
 	if err != nil {
 		return errors.Join(advise(err), l.Close())
 	}

@@ -101,6 +101,14 @@ func TestDecide(t *testing.T) {
 		{"a would-be replica", solo, view{host: "b", chosen: true, procs: proc(b1)}, "replica b1"},
 		{"another host is chosen", solo, view{host: "b", procs: proc(b1)}, "abandon b1"},
 
+		{"a CPU that can't run it: no start", func(*pact.Assignment) {}, view{host: "a", unfit: "x", procs: cold(a1, true)}, "abandon a1, blocked"},
+		{"nor by order", func(a *pact.Assignment) { solo(a); a.Mode = pact.Stopped },
+			view{host: "b", unfit: "x", disk: diskView{"outdated", 1}, procs: cold(b1, true), order: &startOrder{loss: "all", operator: "op"}}, "abandon b1, blocked"},
+		{"nor a replica", solo, view{host: "b", unfit: "x"}, "blocked"},
+		{"nor is one that has begun kept", solo, view{host: "b", unfit: "x", procs: proc(b1)}, "abandon b1, blocked"},
+		{"a replica that is entitled stays", protected, view{host: "b", unfit: "x", procs: proc(b1)}, "replica b1"},
+		{"a primary that runs goes on", solo, view{host: "a", unfit: "x", procs: proc(a1)}, "primary a1"},
+
 		{"protected, the primary's host", protected, view{host: "a", procs: proc(a1)}, "primary a1"},
 		{"protected, the replica's host", protected, view{host: "b", procs: proc(b1), chosen: true}, "replica b1"},
 		{"the replica has ended", protected, view{host: "b", chosen: true}, "say disclaim b1"},
