@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/cluster/agent"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/cpu"
@@ -46,6 +47,7 @@ type vmOptions struct {
 	cpus                    int
 	cpu                     string
 	noReboot                bool
+	services                vmServices
 	debug                   bool
 }
 
@@ -87,6 +89,8 @@ is given.
 	f.StringVar(&o.memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual CPUs")
 	f.StringVar(&o.cpu, "cpu", string(cpu.HostP), "what the guest's CPUs are: host (all that this one has), x86-64-v2, x86-64-v3 or x86-64-v4")
+	f.StringVar(&o.services.agentSocket, "agent", "", "make a Unix socket here that leads to the guest's agent (qemu-guest-agent)")
+	f.StringVar(&o.services.keep, "balloon", "", "ask the guest to keep only so much of its memory")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end, too, when the guest resets")
 	f.BoolVar(&o.debug, "debug", false, "log on standard error what the machine does, and which devices the guest misses")
 	return cmd
@@ -111,14 +115,15 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
+	config.Generation = newGeneration()
 	for {
-		event, err := runOnce(ctx, config, t)
+		event, err := runOnce(ctx, config, o.services, t)
 		if err != nil {
 			return err
 		}
 		switch {
-		case event == platform.Crashed:
-			return errors.New("the guest crashed; its last words, if it had any, are above")
+		case event.Died():
+			return fmt.Errorf("the guest has died (%s); its last words, if it had any, are above", event)
 		case event != platform.Reset || o.noReboot:
 			return nil
 		}
@@ -126,7 +131,7 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 }
 
 // runOnce runs the machine from power-on to what ended it; 0 stands for a wish from the terminal.
-func runOnce(ctx context.Context, config vmm.Config, t *terminal) (event platform.PowerEvent, err error) {
+func runOnce(ctx context.Context, config vmm.Config, services vmServices, t *terminal) (event platform.PowerEvent, err error) {
 	out := &vmOutput{console: t}
 	power := make(chan platform.PowerEvent, 1)
 	in := t.input()
@@ -145,6 +150,11 @@ func runOnce(ctx context.Context, config vmm.Config, t *terminal) (event platfor
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
 	out.machine = m
+	stop, err := services.start(m, out)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	if err := m.Boot(); err != nil {
 		return 0, err
 	}
@@ -166,7 +176,8 @@ func runOnce(ctx context.Context, config vmm.Config, t *terminal) (event platfor
 // vmOutput lets all that the guest says out at once.
 type vmOutput struct {
 	console *terminal
-	machine *vmm.Machine // set before the guest runs
+	machine *vmm.Machine  // set before the guest runs
+	agent   *agent.Socket // the same; nil: none
 }
 
 func (o *vmOutput) Transmit(nic int, frame []byte) {
@@ -176,8 +187,11 @@ func (o *vmOutput) Transmit(nic int, frame []byte) {
 
 func (o *vmOutput) Console(p []byte) { o.console.print(p) }
 
-// Agent drops what the guest's agent says: nobody has asked it anything.
-func (o *vmOutput) Agent([]byte) {}
+func (o *vmOutput) Agent(p []byte) {
+	if o.agent != nil {
+		o.agent.Output(p)
+	}
+}
 
 func (o *vmOutput) DiskWritten(int, int64, []byte) {}
 
