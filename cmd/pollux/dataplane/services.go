@@ -76,4 +76,3 @@ func generation(cluster string, a pact.Assignment) (id legacy.GenerationID) {
 	copy(id[:], h.Sum(nil))
 	return id
 }
-
