@@ -68,13 +68,17 @@ type member struct {
 	code   int
 }
 
-func newRaft(t *testing.T) *raft {
+func newRaft(t *testing.T, change ...func(*pact.Spec)) *raft {
 	r := &raft{t: t, state: pact.NewState(), procs: map[pact.Party]*member{}}
 	r.moved = sync.NewCond(&r.mu)
-	r.propose(pact.Command{Kind: pact.Create, Guest: "g", Spec: &pact.Spec{
+	spec := &pact.Spec{
 		Hosts: []string{"a", "b"}, Kernel: builtinLedger, Cmdline: "ip=10.0.0.2/24", MemoryBytes: guestBytes, CPUs: 1,
 		Disks: []pact.DiskSpec{{SizeBytes: diskBytes}}, Nets: []pact.NetSpec{{MAC: "02:00:00:00:00:01", Bridge: "lan"}},
-	}})
+	}
+	for _, fn := range change {
+		fn(spec)
+	}
+	r.propose(pact.Command{Kind: pact.Create, Guest: "g", Spec: spec})
 	return r
 }
 
@@ -320,10 +324,10 @@ func needsKVM(t *testing.T) {
 }
 
 // pairUp boots the guest on a and protects it with b.
-func pairUp(t *testing.T) (r *raft, a, b *member, certs map[string]string) {
+func pairUp(t *testing.T, change ...func(*pact.Spec)) (r *raft, a, b *member, certs map[string]string) {
 	needsKVM(t)
 	certs = certificates(t)
-	r = newRaft(t)
+	r = newRaft(t, change...)
 	a, b = r.launch(partyA, t.TempDir(), certs["a"]), r.launch(partyB, t.TempDir(), certs["b"])
 	if v := r.propose(pact.Command{Kind: pact.Start, Guest: "g", By: partyA}); !v.Applied {
 		t.Fatal(v.Reason)
