@@ -4,6 +4,10 @@
 //	inside tree ADDRESS DIR       writes files for each client that connects, and acknowledges each
 //	inside check DIR SEED N       looks at the first N files of a tree
 //	inside clock ADDRESS          reads the clocks all the time, and for each line that a client sends
+//
+// On the hosts it looks at what they hold of a guest:
+//
+//	inside pages FILE OUT         writes a digest of each page of a file
 package main
 
 import (
@@ -38,6 +42,9 @@ func run(args []string) error {
 		w := &watch{}
 		go w.loop()
 		return serve(args[1], w.answer)
+	}
+	if len(args) == 3 && args[0] == "pages" {
+		return writePages(args[1], args[2])
 	}
 	return fmt.Errorf("what is %q?", args)
 }
