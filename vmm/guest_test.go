@@ -9,23 +9,24 @@ import (
 
 	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/kvm"
+	"github.com/pollux-ha/pollux/vmm/memory"
 )
 
 // Where the tiny test guests keep their things, guest-physical. They run in long mode with memory
 // mapped one to one, at CPL 3 (which every KVM runs natively) unless a test says otherwise.
 const (
-	guestPML4  = 0x1000
-	guestPDPT  = 0x2000
-	guestPD    = 0x3000
-	guestGDT   = 0x4000
-	guestIDT   = 0x5000
-	guestTSS   = 0x6000  // three pages: with an I/O permission map that permits everything
-	guestStack = 0xa000  // top of the CPL 0 stack
-	guestUser  = 0xc000  // top of the CPL 3 stack
-	guestCode  = 0x10000 // entry
-	guestISR   = 0x11000
-	guestData  = 0x20000
-	guestHeap  = 0x400000
+	guestPML4   = 0x1000
+	guestPDPT   = 0x2000
+	guestGDT    = 0x4000
+	guestIDT    = 0x5000
+	guestTSS    = 0x6000  // three pages: with an I/O permission map that permits everything
+	guestStack  = 0xa000  // top of the CPL 0 stack
+	guestUser   = 0xc000  // top of the CPL 3 stack
+	guestCode   = 0x10000 // entry
+	guestISR    = 0x11000
+	guestData   = 0x20000
+	guestTables = 0x100000 // four page directories
+	guestHeap   = 0x400000
 
 	selKernelCS = 0x08
 	selKernelSS = 0x10
@@ -78,9 +79,9 @@ func load(t testing.TB, m *Machine, code, isr []byte) {
 	const present, writable, user, huge = 1, 2, 4, 0x80
 	u64(guestPML4, guestPDPT|present|writable|user)
 	for g := range uint64(4) { // four times 1 GiB, in 2 MiB pages
-		u64(guestPDPT+8*g, (0x100000+g*0x1000)|present|writable|user)
+		u64(guestPDPT+8*g, (guestTables+g*0x1000)|present|writable|user)
 		for i := range uint64(512) {
-			u64(0x100000+g*0x1000+8*i, g<<30|i<<21|present|writable|user|huge)
+			u64(guestTables+g*0x1000+8*i, g<<30|i<<21|present|writable|user|huge)
 		}
 	}
 	for i, d := range []uint64{0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff,
@@ -109,8 +110,11 @@ func userEntry() boot.Entry {
 	const cr0 = 1<<31 | 1<<16 | 1<<5 | 1<<4 | 1<<1 | 1 // PG, WP, NE, ET, MP, PE
 	const cr4 = 1<<5 | 1<<9 | 1<<10                    // PAE, OSFXSR, OSXMMEXCPT
 	return boot.Entry{
-		RIP: guestCode, RSP: guestUser, RFLAGS: 0x202,
-		CR0: cr0, CR3: guestPML4, CR4: cr4, EFER: 1<<8 | 1<<10 | 1<<11,
+		RIP: guestCode, RSP: guestUser,
+		// IOPL 3 beside the TSS's bitmap: where a software KVM does not keep the former, an emulated processor
+		// (QEMU 7.2) does not take the latter from a TSS that it has not loaded itself.
+		RFLAGS: 0x3202,
+		CR0:    cr0, CR3: guestPML4, CR4: cr4, EFER: 1<<8 | 1<<10 | 1<<11,
 		CS:   boot.Segment{Selector: selUserCS, Limit: 0xffffffff, Type: 0xb, Present: 1, DPL: 3, S: 1, L: 1, G: 1},
 		Data: boot.Segment{Selector: selUserSS, Limit: 0xffffffff, Type: 3, Present: 1, DPL: 3, S: 1, DB: 1, G: 1},
 		TR:   boot.Segment{Selector: selTSS, Base: guestTSS, Limit: 0x2068, Type: 0xb, Present: 1},
@@ -118,6 +122,19 @@ func userEntry() boot.Entry {
 		GDT:  boot.Table{Base: guestGDT, Limit: 0x37},
 		IDT:  boot.Table{Base: guestIDT, Limit: 0xfff},
 	}
+}
+
+// besidesTables are the pages without those of the guest's page tables. To nested paging a walk through these is
+// a write, of the accessed bit; so some processors have them dirty again and again.
+func besidesTables[T int | uint32](pages []T) (others []T) {
+	for _, p := range pages {
+		switch at := uint64(p) * memory.PageSize; {
+		case at == guestPML4, at == guestPDPT, at >= guestTables && at < guestTables+4*memory.PageSize:
+		default:
+			others = append(others, p)
+		}
+	}
+	return others
 }
 
 func (m *Machine) peek(gpa uint64) uint64 {
