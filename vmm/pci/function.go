@@ -127,8 +127,13 @@ func (b *bar) set(f *Function, base uint64) {
 
 // decoded says where the register's window is to be mapped, if anywhere.
 func (b *bar) decoded(f *Function) (base uint64, ok bool) {
-	base = binary.LittleEndian.Uint64(f.cfg[regBAR+4*b.index:]) &^ 0xf
+	base = b.base(f)
 	return base, f.cfg[regCommand]&commandMemory != 0 && f.host.allows(base, b.size)
+}
+
+// base is the address that the register holds.
+func (b *bar) base(f *Function) uint64 {
+	return binary.LittleEndian.Uint64(f.cfg[regBAR+4*b.index:]) &^ 0xf
 }
 
 // AddCapability adds a capability: its id, the link, then body. writable has a bit set for each bit

@@ -162,6 +162,29 @@ func TestBARsGoWhereFirmwarePutsThem(t *testing.T) {
 	}
 }
 
+func TestHighWindow(t *testing.T) {
+	m, h := newHost(t)
+	newPart(t, m, h)
+	newPart(t, m, h)
+	window := func() (base, end uint64) {
+		m.Do(func() { base, end = h.HighWindow() })
+		return base, end
+	}
+	if base, end := window(); base != end {
+		t.Errorf("nothing is there, and the window is %#x to %#x", base, end)
+	}
+	m.Store(config(1)+4, 2, 0) // whether it is decoded does not count
+	m.Store(config(1)+0x10, 8, 0xe0_0001_0000)
+	m.Store(config(2)+0x10, 8, 0xe0_4000_0000)
+	if base, end := window(); base != 0xe0_0000_0000 || end != 0xe0_8000_0000 {
+		t.Errorf("the window is %#x to %#x", base, end)
+	}
+	m.Store(config(2)+0x10, 8, ^uint64(0)) // it is asked for its size
+	if base, end := window(); base != 0xe0_0000_0000 || end != 0xe0_4000_0000 {
+		t.Errorf("one is asked for its size: the window is %#x to %#x", base, end)
+	}
+}
+
 // TestConfigurationSpaceMoves does what OVMF does with PCIEXBAR, in the way of one device's window.
 func TestConfigurationSpaceMoves(t *testing.T) {
 	m, h := newHost(t)

@@ -68,7 +68,8 @@ func (h *Host) ECAM() (base uint64, ok bool) {
 }
 
 // HighWindow is the stretch above RAM and 4 GiB that holds all base address registers which the guest has put
-// there, in whole units of 1 GiB; both are 0 where there are none. The device lock is held.
+// there, decoded or not, in whole units of 1 GiB; both are 0 where there are none. Firmware switches decoding on
+// and off while it reads the tables that say this. The device lock is held.
 func (h *Host) HighWindow() (base, end uint64) {
 	const unit = 1 << 30
 	for _, f := range h.functions {
@@ -76,7 +77,7 @@ func (h *Host) HighWindow() (base, end uint64) {
 			continue
 		}
 		for _, b := range f.bars {
-			if at, ok := b.decoded(f); ok && at >= h.highBase {
+			if at := b.base(f); at >= h.highBase && h.allows(at, b.size) {
 				if first := at &^ (unit - 1); end == 0 || first < base {
 					base = first
 				}
