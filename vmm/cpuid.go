@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -108,24 +109,45 @@ func probeMSRs(sys *kvm.System, c *kvm.VCPU) (usable cpu.MSRSet, list uint32, er
 		has[i] = true
 		fmt.Fprintf(h, "%x ", i)
 	}
-	var one kvm.MSRs
 	for _, r := range cpu.MSRs {
-		if !has[r.Index] && !r.Unlisted {
-			continue
+		if (has[r.Index] || r.Unlisted) && takesBack(c, r.Index) {
+			usable.Add(r.Index)
 		}
-		one.N, one.Entries[0] = 1, kvm.MSREntry{Index: r.Index}
-		if n, err := c.GetMSRs(&one); err != nil || n != 1 {
-			continue
-		}
-		// To set these has effects, and nobody has a KVM where they can't be.
-		if r.Index != cpu.MSRTSC && r.Index != cpu.MSRTSCDeadline {
-			if n, err := c.SetMSRs(&one); err != nil || n != 1 {
-				continue
-			}
-		}
-		usable.Add(r.Index)
 	}
 	return usable, h.Sum32(), nil
+}
+
+// takesBack says whether KVM gives a register's value and takes it back.
+func takesBack(c *kvm.VCPU, index uint32) bool {
+	one := kvm.MSRs{N: 1}
+	one.Entries[0].Index = index
+	if n, err := c.GetMSRs(&one); err != nil || n != 1 {
+		return false
+	}
+	if index == cpu.MSRTSC || index == cpu.MSRTSCDeadline {
+		return true // to set these has effects, and nobody has a KVM where they can't be
+	}
+	n, err := c.SetMSRs(&one)
+	return err == nil && n == 1
+}
+
+// settleMSRs looks once more, at a vCPU that shows the guest's CPU, whether all that a checkpoint is to
+// hold can be read and set. What the guest can't do without is an error now, and not at a takeover.
+func (m *Machine) settleMSRs(c *kvm.VCPU) error {
+	var lost []string
+	m.msrs = slices.DeleteFunc(m.msrs, func(index uint32) bool {
+		if takesBack(c, index) {
+			return false
+		}
+		if r, _ := cpu.FindMSR(index); r.Needs != "-" {
+			lost = append(lost, fmt.Sprintf("%s (%#x)", r.Name, index))
+		}
+		return true
+	})
+	if lost != nil {
+		return fmt.Errorf("this host's KVM does not save and restore the registers %s of a guest with this CPU: %w", strings.Join(lost, ", "), ErrCPU)
+	}
+	return nil
 }
 
 // cpuInfo is the processor's name and its microcode, as the kernel tells people.
@@ -206,6 +228,11 @@ func (v *vcpu) shape() error {
 	}
 	if m.model.Features.Has("arch_capabilities") {
 		if err := setMSR(v.kvm, cpu.MSRArchCaps, m.model.ArchCaps); err != nil {
+			return err
+		}
+	}
+	if v.id == 0 {
+		if err := m.settleMSRs(v.kvm); err != nil {
 			return err
 		}
 	}

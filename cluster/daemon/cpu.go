@@ -33,17 +33,25 @@ func (d *Daemon) probeCPU(probe HostCPU) {
 	d.cpu = h.Text()
 }
 
-// cpuOf is what a host has said of its processor. Of itself a daemon knows it first hand: its entry in the
+// cpuText is what a host has said of its processor. Of itself a daemon knows it first hand: its entry in the
 // roster may still be that of an earlier boot.
-func (d *Daemon) cpuOf(host string) (cpu.Host, error) {
-	text := d.cpu
-	if host != d.name || !d.models {
-		m, ok := d.node.Member(host)
-		if !ok {
-			return cpu.Host{}, errNoMember(host)
-		}
-		text = m.CPU
+func (d *Daemon) cpuText(host string) (text string, member bool) {
+	if host == d.name && d.models {
+		return d.cpu, true
 	}
+	m, ok := d.node.Member(host)
+	return m.CPU, ok
+}
+
+func (d *Daemon) cpuOf(host string) (cpu.Host, error) {
+	text, ok := d.cpuText(host)
+	if !ok {
+		return cpu.Host{}, errNoMember(host)
+	}
+	return parseCPU(host, text)
+}
+
+func parseCPU(host, text string) (cpu.Host, error) {
 	if text == "" {
 		return cpu.Host{}, errors.New("has not told what its CPU can do: its daemon could not ask KVM, and its log says why")
 	}
@@ -93,19 +101,43 @@ func (d *Daemon) Unfit(a pact.Assignment, host string) string {
 	if a.Spec.CPU.Model == "" {
 		return ""
 	}
-	m, err := cpu.ParseModel(a.Spec.CPU.Model)
+	text, ok := d.cpuText(host)
+	if !ok {
+		return "" // it is no member any more
+	}
+	key := fit{host, text, a.Spec.CPU.Model}
+	d.mu.Lock()
+	why, known := d.fits[key]
+	d.mu.Unlock()
+	if known {
+		return why
+	}
+	why = unfit(key)
+	d.mu.Lock()
+	if len(d.fits) >= fitsMax {
+		clear(d.fits)
+	}
+	d.fits[key] = why
+	d.mu.Unlock()
+	return why
+}
+
+// fit is a host and a model. What came of the question is remembered: it is asked at every look at a guest.
+type fit struct{ host, cpu, model string }
+
+const fitsMax = 4096
+
+func unfit(f fit) string {
+	m, err := cpu.ParseModel(f.model)
 	if err != nil {
 		return fmt.Sprintf("the guest's CPU model can't be read: %v", err)
 	}
-	h, err := d.cpuOf(host)
-	if errors.Is(err, ErrUnreachable) {
-		return "" // it is no member any more
-	}
+	h, err := parseCPU(f.host, f.cpu)
 	if err == nil {
 		err = h.Check(&m)
 	}
 	if err != nil {
-		return fmt.Sprintf("%s can't run the guest: it %v", host, err)
+		return fmt.Sprintf("%s can't run the guest: it %v", f.host, err)
 	}
 	return ""
 }

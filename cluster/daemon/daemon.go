@@ -57,6 +57,7 @@ type Daemon struct {
 
 	mu      sync.Mutex
 	keepers map[string]*keeper
+	fits    map[fit]string
 
 	forwarding sync.Mutex // what is told to processes is in the log's order
 	records    chan audit.Event
@@ -67,7 +68,7 @@ type Daemon struct {
 func Open(cfg *config.Config, role pki.Role, version string, cpu HostCPU, log *zap.Logger) (*Daemon, error) {
 	d := &Daemon{
 		cfg: cfg, name: cfg.Name, role: role, version: version, log: log,
-		keepers: map[string]*keeper{}, records: make(chan audit.Event, 1024),
+		keepers: map[string]*keeper{}, fits: map[fit]string{}, records: make(chan audit.Event, 1024),
 	}
 	d.peers = newPeers(d)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
