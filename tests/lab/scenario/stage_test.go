@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,6 +45,8 @@ type options struct {
 	cpus   int
 	memory string
 	uefi   bool
+	// qemu puts QEMU on the hosts too.
+	qemu bool
 	// protectedBoot has the guest protected while it boots, which takes longer than to boot and protect it then.
 	protectedBoot bool
 }
@@ -68,11 +71,16 @@ func newStage(t *testing.T, o options) *stage {
 	tree, err := images.Client(ctx, cache, t.Logf)
 	s.must("the client's tools are there", err)
 
-	s.lab = lab.New(t, lab.Options{MemoryMiB: 1536, Data: map[string]string{
+	wanted := lab.Options{MemoryMiB: 1536, Data: map[string]string{
 		"images/vmlinuz": s.image.Kernel, "images/initrd": s.image.Initrd,
 		// Both copies begin with the image, as an operator would do it who has put it on both hosts.
 		"pollux/guests/" + guestName + "/disk0.raw": s.image.Disk,
-	}})
+	}}
+	if o.qemu {
+		maps.Copy(wanted.Data, s.qemuFiles())
+		wanted.Modules = append(wanted.Modules, "vhost_net")
+	}
+	s.lab = lab.New(t, wanted)
 	s.client = s.lab.Client("client")
 	s.client.Root = tree.Dir
 	s.makeScratch(tree)
