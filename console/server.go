@@ -88,6 +88,8 @@ func Serve(l net.Listener, d *daemon.Daemon, log *zap.Logger) *Server {
 	route("POST /api/v1/guests/{name}/stop", s.stop)
 	route("POST /api/v1/guests/{name}/switchover", s.switchover)
 	route("POST /api/v1/guests/{name}/protect", s.protect)
+	route("POST /api/v1/guests/{name}/reset", s.reset)
+	route("POST /api/v1/guests/{name}/dump", s.dump)
 	route("POST /api/v1/guests/{name}/agent", s.agent)
 	route("POST /api/v1/guests/{name}/balloon", s.balloon)
 	route("POST /api/v1/guests/{name}/cpu", s.setCPU)

@@ -200,7 +200,7 @@ func (d *Daemon) chosenForReplica(a pact.Assignment) bool {
 
 // order is an operator's order to another host's daemon.
 type order struct {
-	Kind         string  `json:"kind"` // "start", "stop", "switchover", "balloon"
+	Kind         string  `json:"kind"` // "start", "stop", "switchover", "balloon", "reset", "dump"
 	Guest        string  `json:"guest"`
 	Loss         string  `json:"loss,omitempty"`
 	Inconsistent bool    `json:"inconsistent,omitempty"`
@@ -208,6 +208,7 @@ type order struct {
 	AfterSeconds float64 `json:"after_seconds,omitempty"`
 	Operator     string  `json:"operator,omitempty"`
 	MemoryBytes  uint64  `json:"memory_bytes,omitempty"` // of "balloon"
+	Path         string  `json:"path,omitempty"`         // of "dump"
 	// Index is what the host's own log must have come to before the order makes sense.
 	Index uint64 `json:"index,omitempty"`
 }
@@ -245,6 +246,10 @@ func (d *Daemon) obey(ctx context.Context, o order) error {
 	case "balloon":
 		answer := make(chan error, 1)
 		k.tell(orderPrimary{link.Order{Kind: link.OrderBalloon, MemoryBytes: o.MemoryBytes}, answer})
+		return k.await(ctx, answer)
+	case link.OrderReset, link.OrderDump:
+		answer := make(chan error, 1)
+		k.tell(orderPrimary{link.Order{Kind: o.Kind, Path: o.Path}, answer})
 		return k.await(ctx, answer)
 	default:
 		return errOrder(o.Kind)

@@ -24,7 +24,8 @@ func (p *program) guestCreateCommand() *cobra.Command {
 	var spec pact.Spec
 	var start bool
 	cmd := p.mutation("create", "Create a guest", `Create a guest. Its kernel and initrd are files on every host that may run it, or "builtin:ledger",
-the small Redis server that comes with Pollux. Disks are made on first use, or lie in the host's state
+the small Redis server that comes with Pollux. With --firmware uefi the guest boots from its own disk, by the boot
+loader there; each host needs Debian's package ovmf, or firmware.code and firmware.vars in its configuration. Disks are made on first use, or lie in the host's state
 directory as guests/NAME/disk0.raw and so on.
 
   pollux guest create ledger --hosts a,b --kernel builtin:ledger --memory 64M \
@@ -34,8 +35,8 @@ directory as guests/NAME/disk0.raw and so on.
 			if spec.MemoryBytes, err = parseBytes(memory); err != nil {
 				return nil, usagef("--memory %s: %w", memory, err)
 			}
-			if spec.Kernel == "" {
-				return nil, usagef("--kernel is needed: a file on the hosts, or builtin:ledger")
+			if spec.Kernel == "" && spec.Firmware == "" {
+				return nil, usagef("--kernel is needed: a file on the hosts, or builtin:ledger; or --firmware uefi")
 			}
 			for _, d := range disks {
 				disk, err := parseDisk(d)
@@ -64,6 +65,8 @@ directory as guests/NAME/disk0.raw and so on.
 	f.StringVar(&spec.Kernel, "kernel", "", "kernel image: an ELF with a PVH note, a bzImage, or builtin:ledger")
 	f.StringVar(&spec.Initrd, "initrd", "", "initial RAM disk")
 	f.StringVar(&spec.Cmdline, "cmdline", "", "kernel command line")
+	f.StringVar(&spec.Firmware, "firmware", "", "boot from the guest's own disk instead: uefi")
+	f.StringVar((*string)(&spec.OnPanic), "on-panic", string(pact.PanicRestart), "what becomes of a guest that has crashed, panicked or starved its watchdog: restart, stop or keep (for a dump)")
 	f.StringVar(&memory, "memory", "256M", "memory, in bytes or with K, M, G")
 	f.IntVar(&spec.CPUs, "cpus", 1, "virtual CPUs")
 	f.StringVar(&spec.CPU.Policy, "cpu", string(cpu.Pair), cpuHelp)

@@ -20,7 +20,7 @@ func (p *program) guestCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		p.guestCreateCommand(), p.guestImportCommand(), p.guestStartCommand(), p.guestStopCommand(), p.guestDeleteCommand(),
-		p.guestAgentCommand(), p.guestBalloonCommand(),
+		p.guestResetCommand(), p.guestDumpCommand(), p.guestAgentCommand(), p.guestBalloonCommand(),
 		p.guestListCommand(), p.guestStatusCommand(), p.guestSwitchoverCommand(), p.guestProtectCommand(), p.guestCPUCommand(),
 	)
 	return cmd
