@@ -160,7 +160,7 @@ type image struct {
 
 // spec makes a guest's spec out of a description, and says where its disks come from.
 func (o *importer) spec(ctx context.Context, d *domain.Domain, archive string) (pact.Spec, []image, error) {
-	s := pact.Spec{MemoryBytes: d.MemoryBytes, CPUs: d.CPUs, Kernel: d.Kernel, Initrd: d.Initrd, Cmdline: d.Cmdline, OnPanic: pact.PanicPolicy(d.OnPanic)}
+	s := pact.Spec{MemoryBytes: d.MemoryBytes, CPUs: d.CPUs, Kernel: d.Kernel, Initrd: d.Initrd, Cmdline: d.Cmdline, OnPanic: pact.PanicPolicy(d.OnPanic), CPU: pact.CPUSpec{Policy: d.CPU}}
 	if o.kernel != "" {
 		s.Kernel = o.kernel
 	}
