@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -73,8 +72,7 @@ func (h *Host) cable(n Network) string { return fmt.Sprintf("host%d-%s", h.Numbe
 // OnBoot has f called at the end of every PowerOn, from the next one on.
 func (h *Host) OnBoot(f func(ctx context.Context, h *Host) error) { h.onBoot = append(h.onBoot, f) }
 
-// PowerOn switches the host on and waits until it is up. A start that hangs is tried once more, and said so: the
-// emulator can lose an interrupt.
+// PowerOn switches the host on and waits until it is up.
 func (h *Host) PowerOn(ctx context.Context) error {
 	h.booting.Lock()
 	defer h.booting.Unlock()
@@ -82,10 +80,6 @@ func (h *Host) PowerOn(ctx context.Context) error {
 		return fmt.Errorf("host %s is on already", h.Name)
 	}
 	m, err := h.boot(ctx)
-	if errors.Is(err, emulator.ErrHung) {
-		h.lab.logf("LAB: %v; it is tried once more", err)
-		m, err = h.boot(ctx)
-	}
 	if err != nil {
 		return err
 	}
@@ -134,7 +128,7 @@ func (h *Host) boot(ctx context.Context) (*emulator.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return emulator.Start(ctx, spec)
+	return start(ctx, spec, h.lab.logf)
 }
 
 func (h *Host) running() *emulator.Machine {

@@ -20,6 +20,9 @@ import (
 // Variable is set by `make lab-test`. Without it tests of the lab skip themselves: they take minutes.
 const Variable = "POLLUX_LAB_TEST"
 
+// ProgramVariable names the program under test where it is not to be built from the working tree.
+const ProgramVariable = "POLLUX_LAB_PROGRAM"
+
 // DirVariable names a directory in which tests leave what their labs have said, and the disks, one directory for each
 // test. Keep it short: sockets lie in it.
 const DirVariable = "POLLUX_LAB_DIR"
@@ -155,10 +158,7 @@ func Open(ctx context.Context, o Options, logf func(format string, a ...any)) (_
 		return nil, err
 	}
 	if l.options.Pollux == "" {
-		l.options.Pollux = os.Getenv("POLLUX_LAB_PROGRAM")
-	}
-	if l.options.Pollux == "" {
-		if l.options.Pollux, err = parts.Program(ctx, "./cmd/pollux"); err != nil {
+		if l.options.Pollux, err = program(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -178,6 +178,14 @@ func Open(ctx context.Context, o Options, logf func(format string, a ...any)) (_
 		}
 	}
 	return l, nil
+}
+
+// program is the one under test.
+func program(ctx context.Context) (string, error) {
+	if p := os.Getenv(ProgramVariable); p != "" {
+		return p, nil
+	}
+	return parts.Program(ctx, "./cmd/pollux")
 }
 
 func (l *Lab) onClose(f func()) {

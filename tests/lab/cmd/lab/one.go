@@ -11,52 +11,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pollux-ha/pollux/tests/lab/control"
+	"github.com/pollux-ha/pollux/tests/lab"
 	"github.com/pollux-ha/pollux/tests/lab/emulator"
 	"github.com/pollux-ha/pollux/tests/lab/parts"
 )
 
-// hostMemoryMiB is one lone host's. The emulator takes what is used of it.
-const hostMemoryMiB = 3072
-
-// one switches on a lone lab host, without any network, with these files in it (path there: file of this machine),
-// and hands it to use. The host ends with that.
-func one(ctx context.Context, files map[string]string, use func(*emulator.Machine) error) error {
-	if err := parts.Check(); err != nil {
-		return err
-	}
-	kernel, err := parts.Fetch(ctx, parts.Cloud)
-	if err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp("", "lab.")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	spec := emulator.Spec{
-		Name: "lab", Kernel: kernel.Image, Initrd: filepath.Join(dir, "initrd"), Console: filepath.Join(dir, "console"),
-		CPUs: 1, MemoryMiB: hostMemoryMiB,
-	}
-	if err := (parts.Host{Kernel: kernel, Setup: control.Setup{Name: "lab"}, Files: files}).Write(ctx, spec.Initrd); err != nil {
-		return err
-	}
-	m, err := emulator.Start(ctx, spec)
-	if errors.Is(err, emulator.ErrHung) {
-		fmt.Fprintf(os.Stderr, "lab: %v; it is tried once more\n", err)
-		m, err = emulator.Start(ctx, spec)
-	}
-	if err == nil {
-		defer m.PowerCut()
-		err = use(m)
-	}
-	var exit *emulator.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		if b, e := os.ReadFile(spec.Console); e == nil {
-			fmt.Fprintf(os.Stderr, "lab: the host's console:\n%s\n", b[max(0, len(b)-4000):])
-		}
-	}
-	return err
+// lone is lab.Lone, which says to people what it has to say.
+func lone(ctx context.Context, files map[string]string, use func(*emulator.Machine) error) error {
+	return lab.Lone(ctx, files, func(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }, use)
 }
 
 // runShell runs a shell command in a host.
@@ -67,7 +29,7 @@ func runShell(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Hour)
 	defer cancel()
-	return one(ctx, map[string]string{"/bin/pollux": pollux}, func(m *emulator.Machine) error {
+	return lone(ctx, map[string]string{"/bin/pollux": pollux}, func(m *emulator.Machine) error {
 		return m.Run(ctx, emulator.Command{Argv: []string{"sh", "-c", strings.Join(args, " ")}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
 	})
 }
@@ -85,7 +47,7 @@ func runDemo(ctx context.Context, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
 	defer cancel()
 	fmt.Fprintln(os.Stderr, "lab: the demo runs in an emulated machine: everything takes ten times as long as on a real one")
-	return one(ctx, files, func(m *emulator.Machine) error {
+	return lone(ctx, files, func(m *emulator.Machine) error {
 		return m.Run(ctx, emulator.Command{Argv: append([]string{"pollux", "demo"}, args...), Stdout: os.Stdout, Stderr: os.Stderr})
 	})
 }
@@ -144,7 +106,7 @@ func runTest(ctx context.Context, args []string) error {
 			fmt.Fprintf(os.Stderr, "lab: %v\n", err) // its tests say that they need it
 		}
 	}
-	return one(ctx, files, func(m *emulator.Machine) error {
+	return lone(ctx, files, func(m *emulator.Machine) error {
 		if _, err := m.Exec(ctx, nil, "mkdir", "-p", dir); err != nil {
 			return err
 		}
