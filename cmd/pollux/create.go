@@ -148,12 +148,8 @@ func identity(o map[string]string) (serial string, queues int, err error) {
 	if !pact.ValidSerial(serial) || given && serial == "" {
 		return "", 0, fmt.Errorf("serial=%s: give 1 to 20 printable ASCII characters without spaces", serial)
 	}
-	if n, given := o["queues"]; given {
-		if queues, err = strconv.Atoi(n); err != nil || queues < 1 || queues > pact.MaxQueues {
-			return "", 0, fmt.Errorf("queues=%s: between 1 and %d", n, pact.MaxQueues)
-		}
-	}
-	return serial, queues, nil
+	queues, err = parseQueues(o)
+	return serial, queues, err
 }
 
 func parseNet(s string) (pact.NetSpec, error) {
