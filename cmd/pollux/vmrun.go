@@ -15,8 +15,8 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
-	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/cluster/agent"
+	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/cpu"
@@ -47,6 +47,7 @@ type vmOptions struct {
 	cpus                    int
 	cpu                     string
 	noReboot                bool
+	onPanic                 string
 	services                vmServices
 	debug                   bool
 }
@@ -68,8 +69,8 @@ The guest's console is the serial port ttyS0; a Linux kernel that does not boot 
 Ctrl-A sends one Ctrl-A. Input that is not a terminal is passed on as it is, and its end ends nothing.
 
 The command ends with 0 when the guest powers off or is ended from the terminal, and with 1 when it
-crashes or a signal ends it, which is a power cut too. A guest that resets boots again, unless --no-reboot
-is given.
+dies (but see --on-panic) or a signal ends it, which is a power cut too. A guest that resets boots again,
+unless --no-reboot is given.
 
   pollux vm run --kernel /boot/vmlinuz --initrd initrd.img --cmdline "console=ttyS0 quiet" \
       --disk root.raw --net tap=tap0 --memory 512M
@@ -91,6 +92,7 @@ is given.
 	f.StringVar(&o.cpu, "cpu", string(cpu.HostP), "what the guest's CPUs are: host (all that this one has), x86-64-v2, x86-64-v3 or x86-64-v4")
 	f.StringVar(&o.services.agentSocket, "agent", "", "make a Unix socket here that leads to the guest's agent (qemu-guest-agent)")
 	f.StringVar(&o.services.keep, "balloon", "", "ask the guest to keep only so much of its memory")
+	f.StringVar(&o.onPanic, "on-panic", string(pact.PanicStop), "what becomes of a guest that has crashed, panicked or starved its watchdog: restart, stop or keep (it stands still)")
 	f.BoolVar(&o.noReboot, "no-reboot", false, "end, too, when the guest resets")
 	f.BoolVar(&o.debug, "debug", false, "log on standard error what the machine does, and which devices the guest misses")
 	return cmd
@@ -116,36 +118,59 @@ func runVM(ctx context.Context, o vmOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	config.Generation = newGeneration()
-	for {
-		event, err := runOnce(ctx, config, o.services, t)
-		if err != nil {
-			return err
+	event, err := runMachine(ctx, config, o, t)
+	if err == nil && event.Died() {
+		how := map[platform.PowerEvent]string{platform.Panicked: "the guest's kernel panicked", platform.WatchdogExpired: "the guest starved its watchdog"}[event]
+		if how == "" {
+			how = "the guest crashed"
 		}
-		switch {
-		case event.Died():
-			return fmt.Errorf("the guest has died (%s); its last words, if it had any, are above", event)
-		case event != platform.Reset || o.noReboot:
-			return nil
-		}
+		err = errors.New(how + "; its last words, if it had any, are above")
 	}
+	return err
 }
 
-// runOnce runs the machine from power-on to what ended it; 0 stands for a wish from the terminal.
-func runOnce(ctx context.Context, config vmm.Config, services vmServices, t *terminal) (event platform.PowerEvent, err error) {
+// outcome is what is done about a power event: the guest boots again, it ends, or it stands still.
+func (o vmOptions) outcome(e platform.PowerEvent) (reset, end bool) {
+	switch {
+	case e == platform.Reset:
+		return !o.noReboot, o.noReboot
+	case e.Died():
+		return o.onPanic == string(pact.PanicRestart), o.onPanic == string(pact.PanicStop)
+	}
+	return false, true
+}
+
+// runMachine runs the machine from power-on to what ended it; 0 stands for a wish from the terminal.
+func runMachine(ctx context.Context, config vmm.Config, o vmOptions, t *terminal) (event platform.PowerEvent, err error) {
+	services := o.services
 	out := &vmOutput{console: t}
 	power := make(chan platform.PowerEvent, 1)
 	in := t.input()
 	defer in.Close()
 	config.ConsoleIn = in
 	config.Output = out
-	config.OnPower = func(e platform.PowerEvent) {
+	failed := make(chan error, 1)
+	tell := func(err error) {
 		select {
-		case power <- e:
+		case failed <- err:
 		default:
 		}
 	}
-	m, err := vmm.New(config)
-	if err != nil {
+	var m *vmm.Machine
+	config.OnFault = tell
+	config.OnPower = func(e platform.PowerEvent) {
+		switch reset, end := o.outcome(e); {
+		case reset:
+			if err := m.Reset(nil); err != nil && !errors.Is(err, vmm.ErrStopped) {
+				tell(err)
+			}
+		case end:
+			power <- e // the last one: the guest stands still
+		default:
+			t.print([]byte(fmt.Sprintf("\r\npollux: the guest has died (%s) and stands still\r\n", e)))
+		}
+	}
+	if m, err = vmm.New(config); err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, m.Close()) }()
@@ -163,6 +188,7 @@ func runOnce(ctx context.Context, config vmm.Config, services vmServices, t *ter
 	}
 	select {
 	case event = <-power:
+	case err = <-failed:
 	case <-t.left():
 	case <-ctx.Done():
 		err = errors.New("ended by a signal; the guest had no chance to shut down")
@@ -221,6 +247,11 @@ func (o vmOptions) machine() (config vmm.Config, release func() error, err error
 	}
 	if config.CPU, err = o.model(); err != nil {
 		return config, release, err
+	}
+	switch pact.PanicPolicy(o.onPanic) {
+	case pact.PanicRestart, pact.PanicStop, pact.PanicKeep:
+	default:
+		return config, release, usagef("--on-panic %s: restart, stop or keep", o.onPanic)
 	}
 	if o.cpus < 1 {
 		return config, release, usagef("--cpus %d: a guest has at least one", o.cpus)
