@@ -28,6 +28,12 @@ lab)
 	need busybox busybox-static
 	need cpio cpio
 	need modinfo kmod
+	# The guests' images.
+	need debootstrap debootstrap
+	need mke2fs e2fsprogs
+	need sfdisk fdisk
+	need mcopy mtools
+	need ssh-keygen openssh-client
 	;;
 *)
 	echo "usage: $0 demo|test|lab" >&2
