@@ -18,9 +18,16 @@ import (
 
 const createdFile = "created"
 
-func diskPath(dir string, i int) string { return filepath.Join(dir, fmt.Sprintf("disk%d.raw", i)) }
-func journalPath(dir string) string     { return filepath.Join(dir, "journal") }
-func consolePath(dir string) string     { return filepath.Join(dir, "console.log") }
+// diskPath is the file of disk i of Spec.AllDisks: vars.raw for the firmware's, after the others.
+func diskPath(dir string, s pact.Spec, i int) string {
+	if i >= len(s.Disks) {
+		return filepath.Join(dir, "vars.raw")
+	}
+	return filepath.Join(dir, fmt.Sprintf("disk%d.raw", i))
+}
+
+func journalPath(dir string) string { return filepath.Join(dir, "journal") }
+func consolePath(dir string) string { return filepath.Join(dir, "console.log") }
 
 // readDisks tells what the marks beside this host's copies of a guest's disks say. A mark (see the data
 // plane's replica/mark) is a JSON file beside the disk; whatever can't be understood forbids.
@@ -32,11 +39,11 @@ func readDisks(cfg *config.Config, a pact.Assignment) diskView {
 	rank := map[string]int{"": 0, "current": 1, "outdated": 2, "inconsistent": 3}
 	var worst diskView
 	first := true
-	for i, d := range a.Spec.Disks {
+	for i, d := range a.Spec.AllDisks() {
 		if d.ReadOnly {
 			continue
 		}
-		v := readMark(diskPath(dir, i))
+		v := readMark(diskPath(dir, a.Spec, i))
 		if first || rank[v.state] > rank[worst.state] {
 			v.term = min(v.term, orMax(first, worst.term))
 			worst = v
@@ -115,8 +122,8 @@ func prepareDir(cfg *config.Config, a pact.Assignment) error {
 			return fmt.Errorf("write the guest's directory: %w", err)
 		}
 	}
-	for i, d := range a.Spec.Disks {
-		info, err := os.Stat(diskPath(dir, i))
+	for i, d := range a.Spec.AllDisks() {
+		info, err := os.Stat(diskPath(dir, a.Spec, i))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -125,12 +132,12 @@ func prepareDir(cfg *config.Config, a pact.Assignment) error {
 		}
 		switch have, want := uint64(info.Size()), d.SizeBytes; {
 		case have > want:
-			return fmt.Errorf("%s has %d bytes, the guest's disk %d is to have %d: put a file of that size there", diskPath(dir, i), have, i, want)
-		case have < want && (d.ReadOnly || readMark(diskPath(dir, i)).term != 0):
-			return fmt.Errorf("%s has %d bytes, the guest's disk %d has %d: the file was cut off; restore it", diskPath(dir, i), have, i, want)
+			return fmt.Errorf("%s has %d bytes, the guest's disk %d is to have %d: put a file of that size there", diskPath(dir, a.Spec, i), have, i, want)
+		case have < want && (d.ReadOnly || readMark(diskPath(dir, a.Spec, i)).term != 0):
+			return fmt.Errorf("%s has %d bytes, the guest's disk %d has %d: the file was cut off; restore it", diskPath(dir, a.Spec, i), have, i, want)
 		case have < want:
 			// An image that an operator has put there for the first start, or a file that was just being made.
-			if err := os.Truncate(diskPath(dir, i), int64(want)); err != nil {
+			if err := os.Truncate(diskPath(dir, a.Spec, i), int64(want)); err != nil {
 				return fmt.Errorf("grow disk %d to its size: %w", i, err)
 			}
 		}

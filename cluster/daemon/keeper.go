@@ -90,7 +90,7 @@ type (
 		o      link.Order
 		answer chan error
 	}
-	spawnedOne      struct {
+	spawnedOne struct {
 		p     *process
 		cold  bool
 		model string // of the CPU
@@ -612,8 +612,9 @@ func (d *Daemon) spawn(a pact.Assignment, tell func(any)) (*process, error) {
 		Timeouts: link.ProcessTimeouts{Silence: t.Silence.D(), Heartbeat: t.StreamHeartbeat.D()},
 		Cluster:  d.ClusterID(),
 	}
-	for i := range a.Spec.Disks {
-		c.Disks = append(c.Disks, diskPath(dir, i))
+	for i := range a.Spec.AllDisks() {
+		c.Disks = append(c.Disks, diskPath(dir, a.Spec, i))
 	}
+	c.Firmware = link.FirmwareImage(d.cfg.Firmware)
 	return spawn(d.program(), c, d.cfg.ProcessDir(), d.log, tell)
 }

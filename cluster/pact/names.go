@@ -78,7 +78,7 @@ func (c CPUSpec) check() error {
 
 // KeepsState says whether the guest has anything on disk that a start from an old copy would lose.
 func (s Spec) KeepsState() bool {
-	return slices.ContainsFunc(s.Disks, func(d DiskSpec) bool { return !d.ReadOnly })
+	return slices.ContainsFunc(s.AllDisks(), func(d DiskSpec) bool { return !d.ReadOnly })
 }
 
 // Validate reports everything that keeps a guest of this spec from running, at once. It looks at the

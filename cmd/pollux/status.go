@@ -153,8 +153,12 @@ func primaryStatus(g *console.Guest) *link.Status {
 func guestDetails(w io.Writer, g *console.Guest) {
 	fmt.Fprintln(w, describeGuest(g))
 	fmt.Fprintf(w, "  wanted: %s; current disk: %s; hosts: %s\n", g.Desired, dash(g.CurrentDisk), strings.Join(g.Spec.Hosts, ", "))
-	fmt.Fprintf(w, "  %d CPUs, %s memory, %d disks, %d network cards, kernel %s\n",
-		g.Spec.CPUs, bytesText(g.Spec.MemoryBytes), len(g.Spec.Disks), len(g.Spec.Nets), g.Spec.Kernel)
+	from := "kernel " + g.Spec.Kernel
+	if g.Spec.Firmware != "" {
+		from = "firmware " + g.Spec.Firmware
+	}
+	fmt.Fprintf(w, "  %d CPUs, %s memory, %d disks, %d network cards, %s\n",
+		g.Spec.CPUs, bytesText(g.Spec.MemoryBytes), len(g.Spec.Disks), len(g.Spec.Nets), from)
 	if c := g.CPU; c != nil {
 		fmt.Fprintln(w, " ", describeCPU(c))
 	}

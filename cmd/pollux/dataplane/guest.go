@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/cluster/link"
+	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/guests/ledger"
 	"github.com/pollux-ha/pollux/lockstep"
 	"github.com/pollux-ha/pollux/replica/store"
@@ -79,14 +80,14 @@ func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpene
 		}
 		m.CPU = &model
 	}
-	// Found out now, and not when the guest is being started.
-	if err := boot.Check(m.Kernel); err != nil {
-		return m, fmt.Errorf("%s: %w", cfg.Spec.Kernel, err)
+	// What is wrong is found out now, and not when the guest is being started.
+	if cfg.Spec.Firmware != "" {
+		m.Firmware, err = firmwareConfig(cfg.Firmware, disks[len(cfg.Spec.Disks)])
+	} else {
+		err = loadKernel(&m, cfg.Spec)
 	}
-	if cfg.Spec.Initrd != "" {
-		if m.Initrd, err = image(cfg.Spec.Initrd); err != nil {
-			return m, fmt.Errorf("the guest's initial RAM disk: %w: every host of the guest needs it at that path", err)
-		}
+	if err != nil {
+		return m, err
 	}
 	for i, d := range cfg.Spec.Disks {
 		m.Disks = append(m.Disks, vmm.DiskConfig{File: disks[i], ReadOnly: d.ReadOnly, Serial: d.Serial, Queues: d.Queues})
@@ -103,6 +104,21 @@ func machineConfig(cfg link.ProcessConfig, disks []*store.Disk, openTap tapOpene
 		m.Nets = append(m.Nets, vmm.NetConfig{Tap: t, MAC: mac, MTU: n.MTU, USO: n.USO})
 	}
 	return m, nil
+}
+
+func loadKernel(m *vmm.Config, s pact.Spec) (err error) {
+	if m.Kernel, err = image(s.Kernel); err != nil {
+		return fmt.Errorf("the guest's kernel: %w: every host of the guest needs it at that path", err)
+	}
+	if err := boot.Check(m.Kernel); err != nil {
+		return fmt.Errorf("%s: %w", s.Kernel, err)
+	}
+	if s.Initrd != "" {
+		if m.Initrd, err = image(s.Initrd); err != nil {
+			return fmt.Errorf("the guest's initial RAM disk: %w: every host of the guest needs it at that path", err)
+		}
+	}
+	return nil
 }
 
 func image(path string) ([]byte, error) {
