@@ -60,16 +60,19 @@ func (d *dirtyLog) harvest(m *Machine) (pages, zero int, err error) {
 		if w == 0 {
 			continue
 		}
-		pages += bits.OnesCount64(w)
-		if z := d.zeros(i); z != 0 {
-			zero += bits.OnesCount64(z)
+		if both := d.zero[i] & g; both != 0 {
+			// The guest has written them, before they were discarded or after.
+			d.zero[i] = d.zero[i]&^both | m.ram.Holes(i, both)
 		}
+		pages += bits.OnesCount64(w)
+		zero += bits.OnesCount64(d.zero[i])
 	}
 	return pages - zero, zero, nil
 }
 
-// zeros are the pages of a word that are zero: nobody has written them since they were discarded.
-func (d *dirtyLog) zeros(word int) uint64 { return d.zero[word] &^ d.guest[word] }
+// zeros are the pages of a word that are zero: as of the last harvest nobody has written them since they
+// were discarded.
+func (d *dirtyLog) zeros(word int) uint64 { return d.zero[word] }
 
 // clearGap is the number of clean words (64 pages each) that one call to KVM may skip over; looking
 // at them costs KVM less than another call.
