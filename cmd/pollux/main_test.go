@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/pollux-ha/pollux/cluster/agent"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/console"
 )
@@ -121,6 +123,11 @@ func serveDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 			answer(w, guest)
 		case r.URL.Path == "/api/v1/tokens":
 			answer(w, console.Token{Token: "secret-token", Name: "b", Role: "host"})
+		case r.PathValue("verb") == "agent" && r.PathValue("name") == "lonely":
+			answer(w, console.Errorf(console.CodeUnavailable, "%v", agent.ErrNone))
+		case r.PathValue("verb") == "agent":
+			said := map[any]string{"info": `{"id":"debian","pretty-name":"Debian GNU/Linux"}`, "freeze": "3"}[body["command"]]
+			answer(w, console.AgentAnswer{Guest: r.PathValue("name"), Command: body["command"].(string), Answer: json.RawMessage(cmp.Or(said, "{}"))})
 		case r.PathValue("verb") == "switchover" && r.PathValue("name") == "lonely":
 			answer(w, console.Errorf(console.CodeUnprotected, "guest lonely has no replica to switch over to"))
 		default:
