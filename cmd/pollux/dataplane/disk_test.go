@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"testing"
@@ -16,6 +17,7 @@ import (
 // that fails under a guest without a replica is the guest's own trouble.
 func TestDiskFault(t *testing.T) {
 	r, a, b, _ := pairUp(t)
+	r.until("a knows that it is protected", func(pact.Assignment) bool { return a.status.Mode == "protected" })
 	fault := vmm.DiskError{Op: "write", Offset: 4096, Bytes: 512, Err: fmt.Errorf("disk0.raw: %w", unix.EIO)}
 	if !a.p.diskError(fault) {
 		t.Error("the guest is told, although there is a replica")
@@ -31,5 +33,37 @@ func TestDiskFault(t *testing.T) {
 	}
 	if got := a.reasons(t, audit.Fault); !slices.Contains(got, fault.Error()) {
 		t.Errorf("a's log knows of %q", got)
+	}
+}
+
+// TestDiscardIsMirrored: what a discard made zero here is zero on the twin, and what was around it is not.
+func TestDiscardIsMirrored(t *testing.T) {
+	r, a, b, _ := pairUp(t)
+	disk := a.p.store.Disks()[0]
+	const written, hole = 256 << 10, 64 << 10
+	at := disk.Size() - written
+	want := bytes.Repeat([]byte("mirrored"), written/8)
+	if _, err := disk.WriteAt(want, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := disk.Zero(at+4096+512, hole, true); err != nil {
+		t.Skipf("needs a file system with holes: %v", err)
+	}
+	a.p.machine.Lock() // as the disk's worker does
+	a.p.outlet.DiskWritten(0, at, bytes.Clone(want))
+	a.p.outlet.DiskZeroed(0, at+4096+512, hole, true)
+	a.p.machine.Unlock()
+	clear(want[4096+512 : 4096+512+hole])
+	if r.ask(a) != a { // what it says after that is seen only once the replica has it
+		t.Fatal("somebody else answered")
+	}
+	r.kill(a)
+	r.until("b has taken over", func(x pact.Assignment) bool { return x.Primary == partyB && x.CurrentDisk.Host == "b" })
+	got := make([]byte, written)
+	if _, err := b.p.store.Disks()[0].ReadAt(got, at); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the twin holds something else")
 	}
 }

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -22,6 +23,9 @@ type events struct {
 	term  func() pact.Term
 	queue chan audit.Event
 	done  chan struct{}
+
+	mu     sync.RWMutex
+	closed bool
 }
 
 func newEvents(path string, p pact.Party, guest string, log *zap.Logger, term func() pact.Term) (*events, error) {
@@ -45,8 +49,15 @@ func (e *events) Log(kind audit.Kind, detail map[string]any) error {
 	return e.log.Append(ctx, e.event(kind, detail))
 }
 
-// Note writes the event when the log has time.
+// Note writes the event when the log has time. What comes after Close, as a signal to a process that is
+// ending already, is no event any more.
 func (e *events) Note(kind audit.Kind, detail map[string]any) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.closed {
+		e.zap.Info("after the last event", zap.String("kind", string(kind)), zap.Any("detail", detail))
+		return
+	}
 	select {
 	case e.queue <- e.event(kind, detail):
 	default:
@@ -65,9 +76,12 @@ func (e *events) write() {
 	}
 }
 
-// Close writes what is queued. Nothing may be noted any more.
+// Close writes what is queued.
 func (e *events) Close() {
+	e.mu.Lock()
+	e.closed = true
 	close(e.queue)
+	e.mu.Unlock()
 	<-e.done
 	if err := e.log.Close(); err != nil {
 		e.zap.Error("close the event log", zap.Error(err))
