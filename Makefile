@@ -9,7 +9,8 @@ REPORT  := $(GO) run ./tests/report
 # What runs under the race detector: everything that shares memory between goroutines and holds no KVM guest.
 RACE ?= ./audit/... ./checkpoint/... ./cluster/... ./console/... ./fencing/... ./lockstep/... ./replica/... ./tests/history/... ./vmm/bus/... ./vmm/memory/... ./vmm/virtio/...
 
-.PHONY: all build demo demo-faults test unit race e2e bench lint lab-smoke fuzz clean setup
+.PHONY: all build demo demo-faults test unit race e2e bench lint fuzz clean setup \
+	lab lab-test lab-ci lab-smoke lab-kvm kvm-elsewhere
 
 all: build
 
@@ -20,7 +21,7 @@ build:
 # Two hosts and a witness on this machine, and a guest that outlives its host.
 demo: build
 	@sh tests/setup.sh demo
-	bin/pollux demo
+	@if [ "$$($(LAB) wanted)" = yes ]; then sh tests/setup.sh lab && $(LAB) demo; else bin/pollux demo; fi
 
 # Every fault, unattended, ROUNDS times.
 ROUNDS ?= 20
@@ -30,12 +31,40 @@ demo-faults: build
 		echo "== $$fault"; bin/pollux demo --fault $$fault --rounds $(ROUNDS) --load -o json; \
 	done
 
-# A stock Debian kernel on `pollux vm run`, inside an emulated machine with KVM.
-lab-smoke:
-	@sh tests/setup.sh lab
-	tests/lab/smoke.sh
+# The lab: emulated machines with KVM (tests/lab/README.md). What it needs is kept in .cache/lab.
+LAB := $(GO) run ./tests/lab/cmd/lab
+# Its tests, and the time that they may take in all.
+LAB_TESTS ?= ./tests/lab/...
+LAB_RUN   ?= .
+LAB_TIME  ?= 120m
+# The tests that need a KVM, for a machine that has none; and what of the lab's own tests a change must pass.
+LAB_KVM_TESTS ?= ./vmm/kvm ./vmm ./cmd/pollux ./cmd/pollux/dataplane ./lockstep ./guests/ledger ./tests/e2e
+LAB_CI_TESTS  ?= ./tests/lab
+LAB_CI_RUN    ?= ^(TestHost|TestSmoke|TestStockKernelOutlivesItsHost)$$
+LAB_CI_TIME   ?= 15m
 
-test: setup build unit race e2e
+lab:
+	@sh tests/setup.sh lab
+	$(LAB) build
+
+lab-test: lab
+	POLLUX_LAB_TEST=1 $(GO) test -json -count=1 -p 1 -timeout $(LAB_TIME) -run '$(LAB_RUN)' $(LAB_TESTS) | $(REPORT)
+
+lab-ci:
+	@$(MAKE) --no-print-directory lab-test LAB_TESTS='$(LAB_CI_TESTS)' LAB_RUN='$(subst $$,$$$$,$(LAB_CI_RUN))' LAB_TIME='$(LAB_CI_TIME)'
+
+# A stock Debian kernel on `pollux vm run`.
+lab-smoke: lab
+	POLLUX_LAB_TEST=1 $(GO) test -count=1 -v -timeout 10m -run '^TestSmoke$$' ./tests/lab
+
+# The tests that need a KVM, one package after the other, each on a lab host of its own.
+lab-kvm: build lab
+	$(GO) test -json -count=1 -p 1 -exec '$(CURDIR)/.cache/lab/bin/lab exec' -timeout 15m $(LAB_KVM_TESTS) | $(REPORT)
+
+kvm-elsewhere:
+	@if [ "$$($(LAB) wanted)" = yes ]; then $(MAKE) --no-print-directory lab-kvm; fi
+
+test: setup build unit race e2e kvm-elsewhere
 
 setup:
 	@sh tests/setup.sh test

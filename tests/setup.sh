@@ -25,9 +25,14 @@ test)
 	;;
 lab)
 	need qemu-system-x86_64 qemu-system-x86
+	need qemu-img qemu-utils
 	need busybox busybox-static
-	need cpio cpio
-	need modinfo kmod
+	need mke2fs e2fsprogs
+	need ldd libc-bin
+	# The guest images.
+	need debootstrap debootstrap
+	need sfdisk fdisk
+	need mcopy mtools
 	# The guests' images.
 	need debootstrap debootstrap
 	need mke2fs e2fsprogs

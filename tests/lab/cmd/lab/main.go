@@ -6,7 +6,7 @@
 //	go run ./tests/lab/cmd/lab demo [OPTIONS]        `pollux demo` in a lab host
 //	go run ./tests/lab/cmd/lab pair                  two hosts and a witness; then orders from standard input
 //	go test -exec "$PWD/.cache/lab/bin/lab exec" PACKAGE
-//	go run ./tests/lab/cmd/lab wanted                ends with 0 where KVM tests should run in the lab
+//	go run ./tests/lab/cmd/lab wanted                yes where KVM tests are to run in the lab, or no
 package main
 
 import (
@@ -53,22 +53,25 @@ func run(ctx context.Context, args []string) error {
 	case "exec":
 		return runTest(ctx, args[1:])
 	case "wanted":
-		return wanted()
+		wanted()
+		return nil
 	}
 	return fmt.Errorf("%q is unknown", args[0])
 }
 
-// wanted is nil where the lab is to be used, and says why.
-func wanted() error {
-	if os.Getenv("POLLUX_LAB") != "" {
-		fmt.Fprintln(os.Stderr, "lab: POLLUX_LAB is set: this runs in the lab, on an emulated machine")
-		return nil
+// wanted says on standard output whether the lab is to be used, and on the other one why.
+func wanted() {
+	why := "POLLUX_LAB is set"
+	if os.Getenv("POLLUX_LAB") == "" {
+		err := kvm.Check()
+		if err == nil {
+			fmt.Println("no")
+			return
+		}
+		why = fmt.Sprintf("this machine has no KVM that Pollux can use (%v)", err)
 	}
-	if err := kvm.Check(); err != nil {
-		fmt.Fprintf(os.Stderr, "lab: this machine has no KVM that Pollux can use (%v): this runs in the lab, on an emulated machine\n", err)
-		return nil
-	}
-	return errors.New("this machine has a usable KVM: the lab is not needed")
+	fmt.Fprintf(os.Stderr, "lab: %s: what needs one runs in the lab, on an emulated machine\n", why)
+	fmt.Println("yes")
 }
 
 // build makes everything that takes time.
