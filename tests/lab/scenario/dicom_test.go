@@ -110,7 +110,7 @@ func (s *stage) dicomUp() {
 // A radiology department's image server loses its host while a study is being stored and while it is being fetched: no
 // image is lost, no association breaks. How many images a second go through is measured with a replica and without.
 func TestImagesOutliveTheirHost(t *testing.T) {
-	s := newStage(t, options{image: images.Orthanc, qemu: true})
+	s := newStage(t, options{image: orthanc, qemu: true})
 	if a := s.client.Address(lab.LAN).String(); a != images.ClientAddress {
 		t.Fatalf("the client has the address %s, and the server sends to %s", a, images.ClientAddress)
 	}

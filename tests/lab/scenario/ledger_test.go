@@ -75,8 +75,10 @@ type load struct {
 }
 
 // startLoad starts pgbench. It goes on until it is stopped, or loses a connection.
-func (s *stage) startLoad(run int) *load {
+func (s *stage) startLoad() *load {
 	s.Helper()
+	s.runs++
+	run := s.runs
 	script := s.outside("transaction.sql")
 	if err := os.WriteFile(script, []byte(transaction), 0o644); err != nil {
 		s.Fatal(err)

@@ -27,7 +27,7 @@ func takeovers() int {
 func TestPostgresOutlivesItsHosts(t *testing.T) {
 	s := newStage(t, options{})
 	s.databaseUp()
-	l := s.startLoad(1)
+	l := s.startLoad()
 	l.more(50)
 	for round := range takeovers() {
 		s.Logf("takeover %d", round+1)

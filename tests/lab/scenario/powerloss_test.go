@@ -12,7 +12,7 @@ func TestPowerLossOfBothHosts(t *testing.T) {
 	s.databaseUp()
 	s.install()
 	w := s.startWriter()
-	l := s.startLoad(1)
+	l := s.startLoad()
 	l.more(60)
 	w.more(30)
 	primary, twin := s.hosts()
@@ -36,7 +36,7 @@ func TestPowerLossOfBothHosts(t *testing.T) {
 	s.amcheck(ctx)
 	s.protected()
 
-	again := s.startLoad(2)
+	again := s.startLoad()
 	again.more(20)
 	again.end()
 	s.stopGuest()

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/tests/lab"
 	"github.com/pollux-ha/pollux/tests/lab/images"
 	"github.com/pollux-ha/pollux/tests/lab/parts"
@@ -23,25 +24,34 @@ import (
 // guestName is the guest's in every scenario.
 const guestName = "debian"
 
+// The images that there are.
+const (
+	postgres = "postgres"
+	orthanc  = "orthanc"
+)
+
 // patience bounds a step that nobody waits for without end.
-const patience = 4 * time.Minute
+const patience = 6 * time.Minute
 
 // stage is two lab hosts and a witness with one protected guest, and a client machine with Debian's tools.
 type stage struct {
 	*testing.T
+	options options
+
 	lab     *lab.Lab
 	cluster *lab.Cluster
 	client  *lab.Machine
 	image   images.Image
 	address string // the guest's
 	scratch string // a directory that client programs know by the same path
+	runs    int    // of pgbench
 	began   time.Time
 	last    time.Time
 }
 
 // options say what differs between scenarios.
 type options struct {
-	image  func(ctx context.Context, cache string, logf func(string, ...any)) (images.Image, error)
+	image  string // postgres or orthanc
 	cpus   int
 	memory string
 	uefi   bool
@@ -51,24 +61,86 @@ type options struct {
 	protectedBoot bool
 }
 
-// newStage makes a stage, its guest protected and ready to be logged in to.
+// kept is the stage of the test before, for the next one that wants the same.
+var kept *stage
+
+// TestMain ends the lab that the last test has left.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if kept != nil {
+		kept.close()
+	}
+	os.Exit(code)
+}
+
+// newStage returns a stage with its guest protected and ready to be logged in to: that of the test before if it was the same
+// and has passed, or a new one.
 func newStage(t *testing.T, o options) *stage {
 	t.Helper()
 	lab.Need(t)
-	s := &stage{T: t, began: time.Now(), last: time.Now()}
-	ctx := t.Context()
-	if o.image == nil {
-		o.image = images.Postgres
-	}
 	o.cpus = max(1, o.cpus)
+	if o.image == "" {
+		o.image = postgres
+	}
 	if o.memory == "" {
 		o.memory = "512M"
 	}
-	cache := parts.Cached("")
+	s := kept
+	kept = nil
+	if s != nil && (s.options != o || o.protectedBoot) {
+		s.close()
+		s = nil
+	}
+	fresh := s == nil
+	if fresh {
+		s = &stage{options: o}
+	}
+	s.T, s.began, s.last = t, time.Now(), time.Now()
+	// The lab ends with a test that fails; what it needs comes last, as cleanups run backwards.
+	t.Cleanup(func() {
+		if !t.Failed() {
+			kept = s
+			return
+		}
+		if s.cluster != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			var b strings.Builder
+			s.cluster.CopyLogs(ctx, &b)
+			t.Log(b.String())
+		}
+		s.close()
+	})
+	if fresh {
+		s.build()
+	} else {
+		s.again()
+	}
+	return s
+}
+
+// close ends the lab.
+func (s *stage) close() {
+	if s.lab != nil {
+		if err := s.lab.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "the lab has not ended well:", err)
+		}
+	}
+	if s.scratch != "" {
+		os.RemoveAll(s.outside(""))
+	}
+}
+
+// build makes the lab, the cluster and the guest.
+func (s *stage) build() {
+	s.Helper()
+	ctx, o := s.Context(), s.options
+	logf := func(format string, a ...any) { s.Logf(format, a...) }
+	build := map[string]func(context.Context, string, func(string, ...any)) (images.Image, error){postgres: images.Postgres, orthanc: images.Orthanc}[o.image]
 	var err error
-	s.image, err = o.image(ctx, cache, t.Logf)
+	s.image, err = build(ctx, parts.Cached(""), logf)
 	s.must("the image is there", err)
-	tree, err := images.Client(ctx, cache, t.Logf)
+	tree, err := images.Client(ctx, parts.Cached(""), logf)
 	s.must("the client's tools are there", err)
 
 	wanted := lab.Options{MemoryMiB: 1536, Data: map[string]string{
@@ -80,21 +152,13 @@ func newStage(t *testing.T, o options) *stage {
 		maps.Copy(wanted.Data, s.qemuFiles())
 		wanted.Modules = append(wanted.Modules, "vhost_net")
 	}
-	s.lab = lab.New(t, wanted)
+	s.lab, err = lab.Open(ctx, wanted, logf)
+	s.must("the lab is built", err)
 	s.client = s.lab.Client("client")
 	s.client.Root = tree.Dir
 	s.makeScratch(tree)
 	s.cluster, err = s.lab.Cluster(ctx)
 	s.must("two hosts and a witness are up", err)
-	t.Cleanup(func() {
-		if t.Failed() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			var b strings.Builder
-			s.cluster.CopyLogs(ctx, &b)
-			t.Log(b.String())
-		}
-	})
 	args := []string{"--memory", o.memory, "--cpus", strconv.Itoa(o.cpus), "--disk", fmt.Sprintf("size=%d", s.image.DiskBytes), "--net", "bridge=lan"}
 	if o.uefi {
 		args = append(args, "--firmware", "uefi")
@@ -111,7 +175,21 @@ func newStage(t *testing.T, o options) *stage {
 		s.must("host b is on again", b.PowerOn(ctx))
 	}
 	s.protected()
-	return s
+}
+
+// again brings a stage that a test has left back to where tests begin.
+func (s *stage) again() {
+	s.Helper()
+	s.must("the hosts are on", s.lab.PowerOn(s.Context()))
+	g, err := s.cluster.Status(s.Context(), guestName)
+	if err != nil {
+		s.Fatal(err)
+	}
+	if g.Desired == pact.DesiredStopped {
+		s.startGuest()
+	}
+	s.login()
+	s.protected()
 }
 
 // startGuest starts the guest and waits until one can log in.
@@ -132,7 +210,6 @@ func (s *stage) makeScratch(tree images.Tree) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(func() { os.RemoveAll(dir) })
 	s.scratch = strings.TrimPrefix(dir, tree.Dir)
 	key, err := os.ReadFile(tree.Key)
 	if err == nil {
@@ -277,10 +354,10 @@ func (s *stage) install() {
 	s.must("the guest has its program", err)
 }
 
-// inBackground runs a script in the guest that goes on after the login has ended.
+// inBackground runs a command in the guest that goes on after the login has ended, anew if it did already.
 func (s *stage) inBackground(unit, script string) {
 	s.Helper()
-	_, err := s.ssh(s.Context(), "systemd-run --quiet --collect --unit="+unit+" "+script)
+	_, err := s.ssh(s.Context(), "systemctl stop "+unit+" 2>/dev/null; systemd-run --quiet --collect --unit="+unit+" "+script)
 	s.must("the guest runs "+unit, err)
 }
 

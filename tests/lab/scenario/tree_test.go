@@ -52,6 +52,9 @@ func (s *stage) dial(port string) net.Conn {
 
 func (s *stage) startWriter() *writer {
 	s.Helper()
+	if _, err := s.ssh(s.Context(), "systemctl stop tree 2>/dev/null; rm -rf "+treeDir); err != nil {
+		s.Fatal(err)
+	}
 	s.inBackground("tree", "inside tree 0.0.0.0:"+treePort+" "+treeDir)
 	w := &writer{s: s, conn: s.dial(treePort), changed: make(chan struct{})}
 	if _, err := fmt.Fprintln(w.conn, treeSeed); err != nil {
