@@ -50,6 +50,7 @@ type Hello struct {
 	RAMPages  uint32
 	DiskSizes []uint64 // bytes
 	Resume    bool     // the primary still has all epochs after the replica's last one
+	Boot      Digest   // of what the guest boots from (BootDigest)
 }
 
 // Welcome is the replica's answer to Hello.

@@ -41,7 +41,9 @@ func appendMessage(b []byte, m Message) ([]byte, error) {
 		b = appendParty(appendParty(b, m.Primary), m.Replica)
 		b = le.AppendUint64(b, m.Stream)
 		b = le.AppendUint32(b, m.RAMPages)
-		b = append(b, boolByte(m.Resume), byte(len(m.DiskSizes)))
+		b = append(b, boolByte(m.Resume))
+		b = append(b, m.Boot[:]...)
+		b = append(b, byte(len(m.DiskSizes)))
 		for _, s := range m.DiskSizes {
 			b = le.AppendUint64(b, s)
 		}
@@ -98,7 +100,7 @@ func parseMessage(k frameKind, p []byte) (Message, error) {
 	switch k {
 	case kindHello:
 		m := &Hello{Version: c.u16(), Guest: c.str(), Term: pact.Term(c.u64()), Primary: c.party(), Replica: c.party(),
-			Stream: c.u64(), RAMPages: c.u32(), Resume: c.u8() != 0}
+			Stream: c.u64(), RAMPages: c.u32(), Resume: c.u8() != 0, Boot: c.digest()}
 		n := c.u8()
 		if n > maxDisks {
 			return nil, fmt.Errorf("%w: hello names %d disks", ErrLimit, n)

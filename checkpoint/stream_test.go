@@ -167,7 +167,7 @@ func sameFrames(a, b []Frame) bool {
 func TestMessages(t *testing.T) {
 	a, b := pact.Party{Host: "a", Incarnation: 1 << 63}, pact.Party{Host: "b", Incarnation: 7}
 	messages := []Message{
-		&Hello{Version: 1, Guest: "ledger", Term: 9, Primary: a, Replica: b, Stream: 77, RAMPages: 65536, DiskSizes: []uint64{1 << 30, 512}, Resume: true},
+		&Hello{Version: 1, Guest: "ledger", Term: 9, Primary: a, Replica: b, Stream: 77, RAMPages: 65536, DiskSizes: []uint64{1 << 30, 512}, Resume: true, Boot: BootDigest([]byte("kernel"), nil)},
 		&Welcome{Version: 1, Stream: 77, Party: b, LastEpoch: 4, LastDigest: Digest{1, 2}, Refused: "term 3 is over"},
 		&Ack{Epoch: 5, Digest: Digest{15: 1}},
 		&Durable{Epoch: 5},

@@ -70,6 +70,8 @@ type Config struct {
 	// Dial opens an authenticated connection to a peer's stream address.
 	Dial  func(ctx context.Context, p link.Peer) (net.Conn, error)
 	Disks []Disk
+	// Boot is the digest of what the guest boots from (checkpoint.BootDigest).
+	Boot checkpoint.Digest
 	// Console takes what the guest wrote to its console, when it may be seen. Nil drops it.
 	Console func(p []byte)
 	// Agent takes what the guest's agent said, when it may be heard. Nil drops it.

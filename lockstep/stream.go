@@ -193,7 +193,7 @@ func (e *Engine) serve(peer link.Peer, resume bool, encoder *checkpoint.Encoder)
 	e.stream = s
 	hello := &checkpoint.Hello{
 		Version: checkpoint.Version, Guest: e.cfg.Guest, Term: e.core.Term(), Primary: e.cfg.Self, Replica: peer.Party,
-		Stream: s.id, RAMPages: uint32(e.cfg.Machine.RAM().Pages()), Resume: resume,
+		Stream: s.id, RAMPages: uint32(e.cfg.Machine.RAM().Pages()), Resume: resume, Boot: e.cfg.Boot,
 	}
 	e.mu.Unlock()
 	defer e.streamGone(s)

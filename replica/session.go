@@ -209,6 +209,10 @@ func (x *session) unfit() string {
 				return fmt.Sprintf("disk %d has %d bytes there, %d here", i, h.DiskSizes[i], sizes[i])
 			}
 		}
+		if h.Boot != s.cfg.Boot {
+			return "the guest's kernel, initial RAM disk or firmware is not what it was started with: a reset after a takeover would boot something else. " +
+				"Put the same files on both hosts; files that were replaced count from the guest's next start on"
+		}
 	}
 	return ""
 }

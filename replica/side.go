@@ -58,6 +58,8 @@ type Config struct {
 	Disks   Disks
 	Handler Handler
 	Limits  checkpoint.Limits
+	// Boot is the digest of what the guest would boot from here (checkpoint.BootDigest): it must be the primary's.
+	Boot checkpoint.Digest
 	// Check proves that a machine state can be loaded here, before the first whole epoch of a stream
 	// is acknowledged: a replica that can't run the guest must not say that it could. May be nil.
 	Check func(state []byte) error

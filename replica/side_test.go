@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -546,5 +547,22 @@ func TestNothingBeginsAfterTheEnd(t *testing.T) {
 		if n := <-r.h.notes; n == "cold-started: " {
 			t.Error("it began to run the guest after its end had been decided")
 		}
+	}
+}
+
+// What a reset would boot after a takeover is what the primary's guest has booted, or there is no replica.
+func TestAnotherKernelIsRefused(t *testing.T) {
+	same := checkpoint.BootDigest([]byte("kernel"), []byte("initrd"))
+	r := newRig(t, func(c *Config) { c.Boot = same })
+	r.applied(1, pact.Solo, a1, pact.Party{}, 0)
+	before, _ := mark.Read(r.disk)
+	if p := r.dial(checkpoint.Hello{Term: 1, Boot: checkpoint.BootDigest([]byte("kernelinitrd"), nil)}); !strings.Contains(p.welcome.Refused, "kernel") {
+		t.Errorf("refused: %q", p.welcome.Refused)
+	}
+	if m, _ := mark.Read(r.disk); m != before {
+		t.Errorf("a refused stream has changed the disk's mark: %+v", m)
+	}
+	if p := r.dial(checkpoint.Hello{Term: 1, Boot: same}); p.welcome.Refused != "" {
+		t.Errorf("refused: %q", p.welcome.Refused)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/pollux-ha/pollux/cmd/pollux/demo"
 	"github.com/pollux-ha/pollux/cmd/pollux/demo/lab"
 	"github.com/pollux-ha/pollux/console"
+	"github.com/pollux-ha/pollux/guests/ledger"
 )
 
 // Somebody on the pair's networks, without a certificate, with a wrong one, and at last with the primary's
@@ -338,6 +339,7 @@ func (s *siege) hello(t *testing.T, g *console.Guest, host string) (*thief, *che
 	hello := &checkpoint.Hello{
 		Version: checkpoint.Version, Guest: a.Guest, Term: a.Term, Primary: a.Primary, Replica: a.Replica, Stream: 666,
 		RAMPages: uint32(a.Spec.MemoryBytes / checkpoint.PageSize), Resume: true,
+		Boot: checkpoint.BootDigest(ledger.Image(), nil, []byte(a.Spec.Cmdline)),
 	}
 	for _, d := range a.Spec.Disks {
 		hello.DiskSizes = append(hello.DiskSizes, d.SizeBytes)

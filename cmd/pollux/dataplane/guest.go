@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/guests/ledger"
@@ -119,6 +120,15 @@ func loadKernel(m *vmm.Config, s pact.Spec) (err error) {
 		}
 	}
 	return nil
+}
+
+// bootDigest is that of what the guest boots from: it has to be the same on both hosts, also for a reset after a
+// takeover.
+func bootDigest(m vmm.Config) checkpoint.Digest {
+	if f := m.Firmware; f != nil {
+		return checkpoint.BootDigest(f.Image.Code)
+	}
+	return checkpoint.BootDigest(m.Kernel, m.Initrd, []byte(m.Cmdline))
 }
 
 func image(path string) ([]byte, error) {

@@ -109,6 +109,7 @@ func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap
 	t := cfg.Timeouts
 	p.side = replica.New(replica.Config{
 		Guest: cfg.Guest, Self: cfg.Party, RAM: p.machine.RAM(), Disks: p.store, Handler: (*roles)(p),
+		Boot:   bootDigest(p.config),
 		Limits: checkpoint.DefaultLimits(), Check: p.machine.LoadState,
 		Silence: t.Silence, Heartbeat: t.Heartbeat, AskAgain: t.AskAgain, FirstContact: contactSilences * t.Silence,
 		Log: log.Named("replica"),

@@ -128,7 +128,7 @@ func (p *process) begin(s lockstep.Start, i *replica.Image) error {
 		disks = append(disks, d)
 	}
 	e, err := lockstep.New(lockstep.Config{
-		Guest: p.cfg.Guest, Self: p.cfg.Party, Machine: p.machine, Host: (*host)(p), Dial: p.dial, Disks: disks,
+		Guest: p.cfg.Guest, Self: p.cfg.Party, Machine: p.machine, Host: (*host)(p), Dial: p.dial, Disks: disks, Boot: bootDigest(p.config),
 		Console: p.writeConsole, Agent: p.agentSaid, MACs: p.machine.MACs, Log: p.log.Named("lockstep"),
 		Heartbeat: t.Heartbeat, Silence: t.Silence, MaxEpoch: t.MaxEpoch, AskAgain: t.AskAgain, CachePages: p.cfg.CachePages,
 	})
