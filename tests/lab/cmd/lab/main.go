@@ -79,13 +79,11 @@ func build(ctx context.Context) error {
 	if err := parts.Check(); err != nil {
 		return err
 	}
-	for _, k := range []string{parts.Cloud, parts.Ordinary} {
-		kernel, err := parts.Fetch(ctx, k)
-		if err != nil {
-			return err
-		}
-		fmt.Println(k, kernel.Release)
+	kernel, err := parts.Fetch(ctx, parts.Cloud)
+	if err != nil {
+		return err
 	}
+	fmt.Println(kernel.Image)
 	for _, p := range []string{"./cmd/pollux", "./tests/lab/agent", "./tests/lab/probe", "./tests/lab/cmd/lab"} {
 		file, err := parts.Program(ctx, p)
 		if err != nil {
