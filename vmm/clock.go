@@ -58,6 +58,15 @@ func (m *Machine) AdvanceClock(d time.Duration) {
 	m.clock.advance = max(d, 0)
 }
 
+// advanceDevices moves the clocks of the devices on. The device lock is held.
+func (m *Machine) advanceDevices(d time.Duration) {
+	for _, part := range m.devices.all {
+		if a, ok := part.(interface{ Advance(time.Duration) }); ok {
+			a.Advance(d)
+		}
+	}
+}
+
 // setClock brings the loaded times, moved on, into KVM.
 func (m *Machine) setClock() error {
 	c := &m.clock

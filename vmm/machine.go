@@ -268,8 +268,7 @@ func (m *Machine) Start() error {
 		return errors.New("start the guest: nothing is loaded: Boot or LoadState comes first")
 	}
 	if m.clock.loaded && m.clock.advance > 0 {
-		m.devices.acpi.Advance(m.clock.advance)
-		m.devices.watchdog.Advance(m.clock.advance)
+		m.advanceDevices(m.clock.advance)
 	}
 	if err := m.setClock(); err != nil {
 		return fmt.Errorf("set the guest's clocks: %w", err)

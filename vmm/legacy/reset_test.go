@@ -85,3 +85,21 @@ func TestResetKeepsTheTime(t *testing.T) {
 		t.Errorf("the PM timer goes from %d to %d in a reset", before, after)
 	}
 }
+
+// A restored clock goes on from what it showed, moved on by the outage, on a host with another wall clock.
+func TestRTCGoesOnElsewhere(t *testing.T) {
+	m := newPC(t)
+	state := m.Save(m.rtc)
+	to := newPC(t)
+	to.now = to.now.Add(-time.Hour)
+	if err := to.Restore(to.rtc, state); err != nil {
+		t.Fatal(err)
+	}
+	to.Do(func() { to.rtc.Advance(2 * time.Second) })
+	to.now = to.now.Add(time.Minute) // before it is activated nothing goes
+	to.activate(t)
+	to.now = to.now.Add(3 * time.Second)
+	if got, want := to.rtc.time(), m.rtc.time().Add(5*time.Second); !got.Equal(want) {
+		t.Errorf("the clock shows %v, want %v", got, want)
+	}
+}

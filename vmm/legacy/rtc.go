@@ -51,6 +51,9 @@ type RTC struct {
 	offset time.Duration
 	// frozen is the time that the guest is setting while register B's SET bit is on.
 	frozen time.Time
+	// loaded is the time that a checkpoint shows, from which a restored clock goes on when it is activated;
+	// zero: it goes already.
+	loaded time.Time
 }
 
 // NewRTC maps ports 0x70 and 0x71. The device lock is held.
@@ -247,7 +250,12 @@ func (r *RTC) SaveState(b []byte) []byte {
 	if r.ram[rtcB]&rtcBSet != 0 {
 		frozen = r.frozen.Unix()
 	}
-	return binary.LittleEndian.AppendUint64(b, uint64(frozen))
+	b = binary.LittleEndian.AppendUint64(b, uint64(frozen))
+	now := r.loaded
+	if now.IsZero() {
+		now = r.now().Add(r.offset)
+	}
+	return binary.LittleEndian.AppendUint64(b, uint64(now.UnixNano()))
 }
 
 // RestoreState implements platform.Stateful.
@@ -256,13 +264,31 @@ func (r *RTC) RestoreState(_ uint16, b []byte) error {
 	index := d.U8()
 	var ram [cmosSize]byte
 	d.Fill(ram[:])
-	offset, frozen := time.Duration(d.U64()), time.Unix(int64(d.U64()), 0).UTC()
+	offset, frozen, loaded := time.Duration(d.U64()), time.Unix(int64(d.U64()), 0).UTC(), time.Unix(0, int64(d.U64()))
 	if index&^rtcIndexMask != 0 || ram[rtcA]&rtcAUIP != 0 {
 		d.Failf("CMOS index %#x, register A %#x", index, ram[rtcA])
 	}
 	if err := d.Done(); err != nil {
 		return err
 	}
-	r.index, r.ram, r.offset, r.frozen = index, ram, offset, frozen
+	r.index, r.ram, r.offset, r.frozen, r.loaded = index, ram, offset, frozen, loaded
+	return nil
+}
+
+// Advance moves the clock on by d: the time that a guest has missed since the checkpoint that was loaded. The
+// device lock is held.
+func (r *RTC) Advance(d time.Duration) {
+	if d > 0 && !r.loaded.IsZero() {
+		r.loaded = r.loaded.Add(d)
+	}
+}
+
+// Activate implements platform.Activator: a restored clock goes on from what it showed, whatever this host's
+// wall clock says.
+func (r *RTC) Activate() error {
+	if !r.loaded.IsZero() {
+		r.setTime(r.loaded)
+		r.loaded = time.Time{}
+	}
 	return nil
 }
