@@ -59,7 +59,7 @@ lab-smoke: lab
 
 # The tests that need a KVM, one package after the other, each on a lab host of its own.
 lab-kvm: build lab
-	$(GO) test -json -count=1 -p 1 -exec '$(CURDIR)/.cache/lab/bin/lab exec' -timeout 15m $(LAB_KVM_TESTS) | $(REPORT)
+	$(GO) test -json -count=1 -p 1 -exec '$(CURDIR)/.cache/lab/bin/lab exec' -short -timeout 15m $(LAB_KVM_TESTS) | $(REPORT)
 
 kvm-elsewhere:
 	@if [ "$$($(LAB) wanted)" = yes ]; then $(MAKE) --no-print-directory lab-kvm; fi
