@@ -19,9 +19,9 @@ const (
 	balloonHint    = 3
 	balloonReport  = 4
 
-	balloonQueueSize = 128     // Linux reports pages in chains of 32
-	balloonFree      = 1 << 30 // bytes of free pages in one chain; Linux has up to 128 MiB
-	balloonChain     = 4096    // bytes of page numbers, or of statistics, taken from one chain
+	balloonQueueSize = 128       // Linux reports pages in chains of 32
+	balloonFree      = 256 << 20 // bytes of free pages in one chain; Linux has up to 128 MiB
+	balloonChain     = 4096      // bytes of page numbers, or of statistics, taken from one chain
 )
 
 // Features (section 5.5.3). PAGE_POISON is not offered: a guest that wants freed pages to hold a pattern
