@@ -33,6 +33,11 @@ lab)
 	need debootstrap debootstrap
 	need sfdisk fdisk
 	need mcopy mtools
+	# Guests that boot through firmware.
+	need mkfs.vfat dosfstools
+	need grub-mkstandalone grub-common
+	[ -e /usr/lib/grub/x86_64-efi ] || missing="$missing grub-efi-amd64-bin"
+	[ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || missing="$missing ovmf"
 	# The guests' images.
 	need debootstrap debootstrap
 	need mke2fs e2fsprogs

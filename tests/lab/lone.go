@@ -18,6 +18,15 @@ const loneMemoryMiB = 3072
 // machine), and hands it to use. The host ends with that. It needs no root. Where use fails otherwise than by
 // a program's exit code, logf gets the host's console.
 func Lone(ctx context.Context, files map[string]string, logf func(format string, a ...any), use func(*emulator.Machine) error) error {
+	return lone(ctx, parts.Host{Files: files}, logf, use)
+}
+
+// LoneForFirmware is Lone for guests that boot through UEFI firmware.
+func LoneForFirmware(ctx context.Context, files map[string]string, logf func(format string, a ...any), use func(*emulator.Machine) error) error {
+	return lone(ctx, parts.Host{Files: files, CalmKVM: true}, logf, use)
+}
+
+func lone(ctx context.Context, host parts.Host, logf func(format string, a ...any), use func(*emulator.Machine) error) error {
 	if err := parts.Check(); err != nil {
 		return err
 	}
@@ -34,7 +43,8 @@ func Lone(ctx context.Context, files map[string]string, logf func(format string,
 		Name: "lab", Kernel: kernel.Image, Initrd: filepath.Join(dir, "initrd"), Console: filepath.Join(dir, "console"),
 		CPUs: 1, MemoryMiB: loneMemoryMiB,
 	}
-	if err := (parts.Host{Kernel: kernel, Setup: control.Setup{Name: "lab"}, Files: files}).Write(ctx, spec.Initrd); err != nil {
+	host.Kernel, host.Setup = kernel, control.Setup{Name: "lab"}
+	if err := host.Write(ctx, spec.Initrd); err != nil {
 		return err
 	}
 	m, err := start(ctx, spec, logf)

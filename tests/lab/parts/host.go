@@ -24,6 +24,7 @@ type Host struct {
 	Modules []string // besides HostModules, loaded at the start
 	Setup   control.Setup
 	Files   map[string]string // path in the host: program or file of this machine
+	CalmKVM bool              // for guests with firmware: see CalmKVM
 }
 
 // Write makes the initial RAM disk.
@@ -61,7 +62,19 @@ func (h Host) Write(ctx context.Context, file string) (err error) {
 	a.Bytes("/etc/group", 0o644, []byte("root:x:0:\n"))
 	a.Bytes(control.SetupFile, 0o644, setup)
 	for i, m := range modules {
-		a.File(fmt.Sprintf("/modules/%03d-%s", i, filepath.Base(m)), m)
+		name := fmt.Sprintf("/modules/%03d-%s", i, filepath.Base(m))
+		if h.CalmKVM && plain(filepath.Base(m)) == "kvm_amd.ko" {
+			module, err := os.ReadFile(m)
+			if err != nil {
+				return err
+			}
+			if module, err = CalmKVM(module); err != nil {
+				return err
+			}
+			a.Bytes(name, 0o644, module)
+			continue
+		}
+		a.File(name, m)
 	}
 	for _, to := range sorted(h.Files) {
 		a.File(to, h.Files[to])
