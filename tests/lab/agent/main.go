@@ -47,7 +47,7 @@ func first() {
 			fmt.Println("agent:", err)
 		}
 	}
-	os.Setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
+	os.Setenv("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	os.Setenv("HOME", "/")
 	if out, err := exec.Command("/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
 		fmt.Printf("agent: install busybox: %v: %s\n", err, out)

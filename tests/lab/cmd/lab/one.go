@@ -101,7 +101,7 @@ func runTest(ctx context.Context, args []string) error {
 		files[p] = p
 	}
 	files[filepath.Join(parts.Root(), "go.mod")] = filepath.Join(parts.Root(), "go.mod")
-	for _, name := range []string{"redis-benchmark", "redis-cli"} {
+	for _, name := range []string{"redis-benchmark", "redis-cli", "setpriv"} {
 		if err := addProgram(ctx, files, name); err != nil {
 			fmt.Fprintf(os.Stderr, "lab: %v\n", err) // its tests say that they need it
 		}
