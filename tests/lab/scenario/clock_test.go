@@ -129,7 +129,6 @@ func TestGuestTime(t *testing.T) {
 	for _, cpus := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d-cpu", cpus), func(t *testing.T) {
 			s := newStage(t, options{cpus: cpus})
-			s.install()
 			c := s.startClock()
 			c.more(40)
 			moment := time.Now()

@@ -10,7 +10,6 @@ import (
 func TestPowerLossOfBothHosts(t *testing.T) {
 	s := newStage(t, options{})
 	s.databaseUp()
-	s.install()
 	w := s.startWriter()
 	l := s.startLoad()
 	l.more(60)

@@ -172,6 +172,7 @@ func (s *stage) build() {
 	}
 	s.startGuest()
 	if !o.protectedBoot {
+		s.install()
 		s.must("host b is on again", b.PowerOn(ctx))
 	}
 	s.protected()
@@ -336,7 +337,7 @@ func (s *stage) pullPlug() (dead, alive *lab.Host) {
 	return dead, alive
 }
 
-// install puts the program for the guest there and starts it with these arguments.
+// install puts the program for the guest there.
 func (s *stage) install() {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(s.Context(), patience)

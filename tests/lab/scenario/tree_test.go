@@ -134,7 +134,6 @@ func (s *stage) check(files int) {
 // Files that were written with fsync are there on the new primary, and once more after that host alone has started cold.
 func TestFilesOutliveTheirHost(t *testing.T) {
 	s := newStage(t, options{})
-	s.install()
 	w := s.startWriter()
 	w.more(60)
 	_, survivor := s.pullPlug()
