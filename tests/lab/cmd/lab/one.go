@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,34 +22,35 @@ func lone(ctx context.Context, files map[string]string, use func(*emulator.Machi
 	return lab.Lone(ctx, files, func(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }, use)
 }
 
-// runShell runs a shell command in a host.
+// runShell runs a shell command in a host that has pollux and, where this machine has them, the programs of its tests.
 func runShell(ctx context.Context, args []string) error {
-	pollux, err := parts.Program(ctx, "./cmd/pollux")
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Hour)
-	defer cancel()
-	return lone(ctx, map[string]string{"/bin/pollux": pollux}, func(m *emulator.Machine) error {
-		return m.Run(ctx, emulator.Command{Argv: []string{"sh", "-c", strings.Join(args, " ")}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
-	})
+	return runWith(ctx, time.Hour, nil, append([]string{"sh", "-c"}, strings.Join(args, " ")))
 }
 
-// runDemo runs `pollux demo`, for which redis-benchmark goes with it.
+// runDemo runs `pollux demo`.
 func runDemo(ctx context.Context, args []string) error {
+	fmt.Fprintln(os.Stderr, "lab: the demo runs in an emulated machine: everything takes several times as long as on a real one")
+	return runWith(ctx, 30*time.Minute, []string{"redis-benchmark"}, append([]string{"pollux", "demo"}, args...))
+}
+
+// programs are what tests and demo use of this machine's.
+var programs = []string{"redis-benchmark", "redis-cli", "setpriv"}
+
+func runWith(ctx context.Context, limit time.Duration, needed, argv []string) error {
 	pollux, err := parts.Program(ctx, "./cmd/pollux")
 	if err != nil {
 		return err
 	}
 	files := map[string]string{"/bin/pollux": pollux}
-	if err := addProgram(ctx, files, "redis-benchmark"); err != nil {
-		return fmt.Errorf("%w; as root: apt-get install redis-tools", err)
+	for _, name := range programs {
+		if err := addProgram(ctx, files, name); err != nil && slices.Contains(needed, name) {
+			return fmt.Errorf("%w; as root: sh tests/setup.sh test", err)
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	fmt.Fprintln(os.Stderr, "lab: the demo runs in an emulated machine: everything takes ten times as long as on a real one")
 	return lone(ctx, files, func(m *emulator.Machine) error {
-		return m.Run(ctx, emulator.Command{Argv: append([]string{"pollux", "demo"}, args...), Stdout: os.Stdout, Stderr: os.Stderr})
+		return m.Run(ctx, emulator.Command{Argv: argv, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
 	})
 }
 
@@ -101,7 +103,7 @@ func runTest(ctx context.Context, args []string) error {
 		files[p] = p
 	}
 	files[filepath.Join(parts.Root(), "go.mod")] = filepath.Join(parts.Root(), "go.mod")
-	for _, name := range []string{"redis-benchmark", "redis-cli", "setpriv"} {
+	for _, name := range programs {
 		if err := addProgram(ctx, files, name); err != nil {
 			fmt.Fprintf(os.Stderr, "lab: %v\n", err) // its tests say that they need it
 		}
