@@ -6,8 +6,8 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// BootDigest is that of what a guest boots from: its kernel, initial RAM disk and command line, or its
-// firmware. A host where a reset would boot something else must not become the guest's replica.
+// BootDigest is that of what a guest boots from: its kernel, initial RAM disk and command line. (Firmware
+// is a mirrored disk.) A host where a reset would boot something else must not become the guest's replica.
 func BootDigest(parts ...[]byte) Digest {
 	var h xxh3.Hasher128
 	for _, p := range parts {

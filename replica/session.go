@@ -210,7 +210,7 @@ func (x *session) unfit() string {
 			}
 		}
 		if h.Boot != s.cfg.Boot {
-			return "the guest's kernel, initial RAM disk or firmware is not what it was started with: a reset after a takeover would boot something else. " +
+			return "the guest's kernel or initial RAM disk is not what it was started with: a reset after a takeover would boot something else. " +
 				"Put the same files on both hosts; files that were replaced count from the guest's next start on"
 		}
 	}

@@ -15,6 +15,12 @@ func (m *Machine) Boot() error {
 	if err := m.mustBeIdle(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
+	if m.cfg.Firmware != nil {
+		// A reset keeps the firmware that is there, as it does on any machine.
+		if err := m.devices.flash.Prepare(m.cfg.Firmware.Image); err != nil {
+			return fmt.Errorf("boot: %w", err)
+		}
+	}
 	if err := m.load(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
@@ -27,7 +33,7 @@ func (m *Machine) Boot() error {
 // not have changed since the machine was made. The device lock is held.
 func (m *Machine) load() error {
 	if m.cfg.Firmware != nil {
-		return m.loadFirmware()
+		return m.vcpus[0].enter(boot.ResetVector())
 	}
 	e, err := boot.Load(m.ram, boot.Params{Kernel: m.cfg.Kernel, Initrd: m.cfg.Initrd, Cmdline: m.cfg.Cmdline, CPUs: m.cfg.CPUs})
 	if err != nil {

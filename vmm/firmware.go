@@ -3,7 +3,6 @@ package vmm
 import (
 	"go.uber.org/zap"
 
-	"github.com/pollux-ha/pollux/vmm/boot"
 	"github.com/pollux-ha/pollux/vmm/firmware"
 	"github.com/pollux-ha/pollux/vmm/pci"
 	"github.com/pollux-ha/pollux/vmm/platform"
@@ -34,12 +33,4 @@ func (m *Machine) addFirmware(host *pci.Host) error {
 		return firmware.MapDebugPort(m, m.log.Named("firmware"))
 	}
 	return nil
-}
-
-// loadFirmware puts the first vCPU at the reset vector. The device lock is held.
-func (m *Machine) loadFirmware() error {
-	if err := m.devices.flash.Prepare(m.cfg.Firmware.Image); err != nil {
-		return err
-	}
-	return m.vcpus[0].enter(boot.ResetVector())
 }

@@ -123,10 +123,10 @@ func loadKernel(m *vmm.Config, s pact.Spec) (err error) {
 }
 
 // bootDigest is that of what the guest boots from: it has to be the same on both hosts, also for a reset after a
-// takeover.
+// takeover. A reset of a guest with firmware begins with what lies in its flash memory, which is mirrored.
 func bootDigest(m vmm.Config) checkpoint.Digest {
-	if f := m.Firmware; f != nil {
-		return checkpoint.BootDigest(f.Image.Code)
+	if m.Firmware != nil {
+		return checkpoint.BootDigest([]byte(pact.FirmwareUEFI))
 	}
 	return checkpoint.BootDigest(m.Kernel, m.Initrd, []byte(m.Cmdline))
 }

@@ -54,6 +54,8 @@ type raft struct {
 	procs map[pact.Party]*member
 	moved *sync.Cond // the assignment or a status has changed
 	mute  bool       // questions get no answer
+
+	firmware link.FirmwareImage // of both hosts
 }
 
 // member is a process as its daemon knows it.
@@ -236,6 +238,9 @@ func (r *raft) launch(party pact.Party, dir, certs string) *member {
 		// what happens, not how soon.
 		Timeouts: link.ProcessTimeouts{Silence: 2 * time.Second, Heartbeat: 20 * time.Millisecond},
 	}.WithDefaults()
+	if a.Spec.Firmware != "" {
+		cfg.Disks, cfg.Firmware = append(cfg.Disks, filepath.Join(dir, "vars.raw")), r.firmware
+	}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
