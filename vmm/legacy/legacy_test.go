@@ -328,3 +328,23 @@ func TestPMTimer(t *testing.T) {
 		t.Fatalf("timer %d, want %d", got, want)
 	}
 }
+
+// A hidden controller is none for firmware that looks for a keyboard, and still the reset line.
+func TestHiddenKeyboard(t *testing.T) {
+	m := platformtest.New(t, 1<<20)
+	m.Do(func() {
+		k, err := NewKeyboard(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Hide()
+	})
+	m.Out(0x64, 1, 0xaa)
+	if status, data := m.In(0x64, 1), m.In(0x60, 1); status != 0xff || data != 0xff {
+		t.Errorf("status %#x, data %#x", status, data)
+	}
+	m.Out(0x64, 1, 0xfe)
+	if len(m.Power) != 1 || m.Power[0] != platform.Reset {
+		t.Errorf("power events %v", m.Power)
+	}
+}

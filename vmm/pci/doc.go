@@ -7,6 +7,9 @@
 //
 // Everything here is guarded by the device lock, constructors included.
 //
-// The model plays the firmware's part as well: base address registers have addresses and memory
-// decoding is on when the guest starts. Bus mastering is not enforced.
+// The chipset is a Q35 with its ICH9 LPC bridge, as far as firmware and drivers look at them (q35.go).
+//
+// The model plays the firmware's part as well: base address registers have addresses, memory decoding is
+// on and ECAM is where the ACPI tables say when the guest starts. Firmware that runs all the same moves
+// what it wants to. Bus mastering is not enforced.
 package pci
