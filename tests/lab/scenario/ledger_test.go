@@ -252,6 +252,7 @@ func (l *load) check(ctx context.Context) {
 // amcheck has every table and index of the database looked at.
 func (s *stage) amcheck(ctx context.Context) {
 	s.Helper()
-	_, err := s.run(ctx, nil, "/usr/lib/postgresql/15/bin/pg_amcheck", "-d", s.database(), "--heapallindexed")
+	_, err := s.run(ctx, nil, "env", "PGPASSWORD="+images.Password, "/usr/lib/postgresql/15/bin/pg_amcheck",
+		"-h", s.address, "-U", images.User, "-d", images.Database, "--heapallindexed")
 	s.must("pg_amcheck finds nothing", err)
 }
