@@ -31,7 +31,7 @@ func (b *Balloon) takeHint(c *chain) uint32 {
 		// long ago may have been written since.
 		b.hinting = b.hint != nil && binary.LittleEndian.Uint32(id[:]) == b.hintID
 	}
-	if !b.hinting {
+	if !b.hinting || b.hint == nil { // after a takeover the driver may go on for somebody who is gone
 		return 0
 	}
 	for _, s := range c.in {
