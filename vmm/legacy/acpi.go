@@ -153,6 +153,7 @@ func (b *pmBlock) Write(off uint64, data []byte) {
 // Reset implements platform.Resetter. The timer has no reset: it goes on.
 func (a *ACPI) Reset() {
 	a.status, a.enable, a.control = 0, 0, 0
+	a.gpeStatus, a.gpeEnable = 0, 0
 	a.update()
 }
 

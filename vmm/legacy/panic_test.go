@@ -25,6 +25,12 @@ func TestPVPanic(t *testing.T) {
 	if len(m.Power) != 0 || loaded != 1 {
 		t.Fatalf("power events %v, %d crash kernels: a guest that dumps by itself goes on", m.Power, loaded)
 	}
+	for range 3 {
+		m.Out(platform.PanicPort, 1, panicCrashLoaded)
+	}
+	if loaded != 1 {
+		t.Fatalf("%d crash kernels: a guest must not fill the log", loaded)
+	}
 	m.Out(platform.PanicPort, 1, panicPanicked)
 	if len(m.Power) != 1 || m.Power[0] != platform.Panicked {
 		t.Fatalf("power events %v", m.Power)

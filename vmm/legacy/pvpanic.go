@@ -13,14 +13,15 @@ const (
 )
 
 // PVPanic is the port by which a guest's kernel says that it has panicked. The ACPI tables describe it
-// as device QEMU0001, for which stock kernels load pvpanic-mmio. It has no state.
+// as device QEMU0001, for which stock kernels load pvpanic-mmio. It has no state that the guest sees.
 type PVPanic struct {
 	p           platform.Platform
 	crashLoaded func()
+	told        bool // since the last reset: a guest that says it over and over fills no log
 }
 
-// NewPVPanic maps the port. crashLoaded hears of a panic that the guest handles by itself; it may be nil.
-// The device lock is held.
+// NewPVPanic maps the port. crashLoaded hears of a panic that the guest handles by itself, once
+// until the next reset; it may be nil. The device lock is held.
 func NewPVPanic(p platform.Platform, crashLoaded func()) (*PVPanic, error) {
 	d := &PVPanic{p: p, crashLoaded: crashLoaded}
 	if err := p.Ports().Map(platform.PanicPort, 1, ports{d.read, d.write}); err != nil {
@@ -30,7 +31,7 @@ func NewPVPanic(p platform.Platform, crashLoaded func()) (*PVPanic, error) {
 }
 
 // Reset implements platform.Resetter.
-func (*PVPanic) Reset() {}
+func (d *PVPanic) Reset() { d.told = false }
 
 func (*PVPanic) read(int) byte { return panicPanicked | panicCrashLoaded }
 
@@ -38,7 +39,8 @@ func (d *PVPanic) write(_ int, v byte) {
 	switch {
 	case v&panicPanicked != 0:
 		d.p.PowerEvent(platform.Panicked)
-	case v&panicCrashLoaded != 0 && d.crashLoaded != nil:
+	case v&panicCrashLoaded != 0 && d.crashLoaded != nil && !d.told:
+		d.told = true
 		d.crashLoaded()
 	}
 }

@@ -34,7 +34,11 @@ func TestResetIsPowerOn(t *testing.T) {
 		{m.acpi, func() {
 			m.Out(platform.PMBase+platform.PM1EventOffset+2, 2, pm1PowerButton)
 			m.Out(platform.PMBase+platform.PM1ControlOffset, 2, 2)
-			m.Do(m.acpi.PowerButton)
+			m.Out(platform.PMBase+platform.GPE0Offset+2, 2, 1<<platform.GPEGeneration)
+			m.Do(func() {
+				m.acpi.PowerButton()
+				m.acpi.RaiseGPE(platform.GPEGeneration)
+			})
 		}},
 	}
 	for _, p := range parts {

@@ -43,6 +43,8 @@ const (
 	// watchdogTick is how often passing time is noticed. A host that stands still for longer takes
 	// nothing from the guest's time.
 	watchdogTick = time.Second
+	// watchdogSoonest is how soon at the earliest: a guest can set less than a microsecond.
+	watchdogSoonest = 10 * time.Millisecond
 	// watchdogGrace is what a takeover leaves a guest at least, to feed its watchdog again.
 	watchdogGrace = 10 * time.Second
 )
@@ -233,7 +235,7 @@ func (w *Watchdog) await() {
 	if !w.active || w.stage == 0 {
 		return
 	}
-	w.asked = min(w.left, watchdogTick)
+	w.asked = max(min(w.left, watchdogTick), watchdogSoonest)
 	var tick stopper
 	tick = w.after(w.asked, func() {
 		w.p.Lock()

@@ -296,3 +296,20 @@ func TestWatchdogRefusesBadState(t *testing.T) {
 		t.Error("no time is left")
 	}
 }
+
+// A guest may set the shortest time and have the watchdog run free: that must not keep the host busy.
+func TestWatchdogIsNotLookedAtAllTheTime(t *testing.T) {
+	d := newDog(t)
+	d.Store(d.config(watchdogConfig), 2, configFast|3)
+	d.unlocked(watchdogTimer1, 4, 0)
+	d.Store(d.config(watchdogLock), 1, lockEnable|lockFreeRun)
+	for range 3 {
+		if wait := d.tick.due - d.now; wait < time.Millisecond {
+			t.Fatalf("it is looked at again in %v", wait)
+		}
+		d.pass(100 * time.Millisecond)
+	}
+	if d.Load(d.bar()+watchdogStatus, 4)&1 == 0 {
+		t.Error("the timer has not expired")
+	}
+}
