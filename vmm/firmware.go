@@ -11,9 +11,14 @@ import (
 // addFirmware makes what firmware needs of the machine. The device lock is held.
 func (m *Machine) addFirmware(host *pci.Host) error {
 	d := &m.devices
+	disk := len(m.cfg.Disks)
+	w := &diskWatch{log: m.log, tell: m.cfg.OnDiskError}
 	flash, err := firmware.NewFlash(m, firmware.FlashConfig{
-		File: m.cfg.Firmware.File, Disk: len(m.cfg.Disks),
-		Failed: func(err error) { m.log.Error("the firmware's flash memory", zap.Error(err)) },
+		File: m.cfg.Firmware.File, Disk: disk,
+		// Whoever hears of it may wait; the vCPU does not, for there is nothing that could be held.
+		Failed: func(op string, offset, bytes int64, err error) {
+			go w.failed(DiskError{Disk: disk, Op: op, Offset: offset, Bytes: bytes, Err: err})
+		},
 	})
 	if err != nil {
 		return err

@@ -61,9 +61,9 @@ type BlockFile interface {
 type FlashConfig struct {
 	File BlockFile
 	Disk int // its number, as in Output.DiskWritten
-	// Failed hears what the file does not take. The guest is told by its status register, which firmware
-	// does not look at.
-	Failed func(error)
+	// Failed hears of each access to the file that fails: "write" or "flush", and which bytes of it. The
+	// guest is told by its status register, which firmware does not look at. The device lock is held.
+	Failed func(op string, offset, bytes int64, err error)
 }
 
 // Flash is the flash memory below 4 GiB: variables, which the guest can write, and firmware code, which it
@@ -75,7 +75,7 @@ type Flash struct {
 	p      platform.Platform
 	file   BlockFile
 	disk   int
-	failed func(error)
+	failed func(op string, offset, bytes int64, err error)
 
 	view  []byte // what the guest reads: array, or in other modes the answer, over and over
 	array []byte // the contents
@@ -97,7 +97,7 @@ func NewFlash(p platform.Platform, c FlashConfig) (*Flash, error) {
 		return nil, fmt.Errorf("the firmware's file has %d bytes, flash memory has %d", size, platform.FlashSize)
 	}
 	if c.Failed == nil {
-		c.Failed = func(error) {}
+		c.Failed = func(string, int64, int64, error) {}
 	}
 	view, err := unix.Mmap(-1, 0, platform.FlashSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
@@ -234,7 +234,7 @@ func (f *Flash) flush() {
 func (f *Flash) store(at uint32, data []byte) {
 	if _, err := f.file.WriteAt(data, int64(at)); err != nil {
 		f.status |= statusProgramError
-		f.failed(fmt.Errorf("write %d bytes of firmware variables at %#x: %w", len(data), at, err))
+		f.failed("write", int64(at), int64(len(data)), err)
 	}
 	f.unsafe = true
 	f.p.Output().DiskWritten(f.disk, int64(at), append([]byte(nil), data...))
@@ -249,7 +249,7 @@ func (f *Flash) settle() {
 	f.unsafe = false
 	if err := f.file.Sync(); err != nil {
 		f.status |= statusProgramError
-		f.failed(fmt.Errorf("make firmware variables durable: %w", err))
+		f.failed("flush", 0, 0, err)
 	}
 }
 

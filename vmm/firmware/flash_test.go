@@ -253,7 +253,7 @@ func TestBrokenFile(t *testing.T) {
 	var f *Flash
 	m.Do(func() {
 		var err error
-		if f, err = NewFlash(m, FlashConfig{File: file, Failed: func(err error) { said = append(said, err) }}); err != nil {
+		if f, err = NewFlash(m, FlashConfig{File: file, Failed: func(_ string, _, _ int64, err error) { said = append(said, err) }}); err != nil {
 			t.Fatal(err)
 		}
 		defer func() { t.Cleanup(func() { f.Close() }) }()
