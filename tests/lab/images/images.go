@@ -50,7 +50,7 @@ const (
 
 // cmdline boots from either way in. The watchdogs are off because a virtual CPU under two emulators can go without time
 // for longer than they bear; noxsave because QEMU's emulated SVM does not report a guest's XSETBV to KVM (a fault of
-// the emulated host: tests/lab/smoke.sh).
+// the emulated host: tests/lab/README.md).
 const cmdline = "root=LABEL=root ro console=ttyS0 quiet panic=-1 nowatchdog noxsave net.ifnames=0"
 
 // Postgres is a Debian server with PostgreSQL, built if need be.
