@@ -120,9 +120,11 @@ func TestImagesOutliveTheirHost(t *testing.T) {
 
 	began := time.Now()
 	rate("store, protected", study(1), s.stored(study(1), s.store(study(1)), began))
+	s.mirror()
 	began = time.Now()
 	rate("fetch, protected", study(1), s.fetched(study(1), s.fetch(study(1), false), began))
 
+	s.mirror()
 	began = time.Now()
 	p := s.store(study(2))
 	p.until(100)

@@ -36,6 +36,7 @@ func TestPostgresOutlivesItsHosts(t *testing.T) {
 		s.must(dead.Name+" is on again", dead.PowerOn(s.Context()))
 		s.protected()
 		l.more(20)
+		s.mirror()
 	}
 	l.end()
 	ctx, cancel := context.WithTimeout(s.Context(), 2*patience)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -324,6 +325,27 @@ func (s *stage) hosts() (primary, other *lab.Host) {
 		s.Fatalf("the guest's primary is %q", g.Primary)
 	}
 	return primary, other
+}
+
+// mirror says what the mirroring costs: the primary's own account of its recent epochs.
+func (s *stage) mirror() {
+	s.Helper()
+	g, err := s.cluster.Status(s.Context(), guestName)
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, p := range g.Processes {
+		if p.Host != g.Primary || p.Status == nil {
+			continue
+		}
+		var phases []string
+		for _, name := range slices.Sorted(maps.Keys(p.Status.TimingsUs)) {
+			t := p.Status.TimingsUs[name]
+			phases = append(phases, fmt.Sprintf("%s %.1f/%.1f", name, t.P50/1000, t.P99/1000))
+		}
+		s.Logf("%s: %d epochs, %d pages, %d bytes on the wire; median and 99th percentile in ms: %s",
+			g.State, p.Status.Epochs, p.Status.DirtyPages, p.Status.WireBytes, strings.Join(phases, ", "))
+	}
 }
 
 // pullPlug cuts the power of the primary's host and waits until the guest runs on the other.
