@@ -136,3 +136,46 @@ func TestHints(t *testing.T) {
 		t.Errorf("%d pages were discarded after they were copied", p.zeroed)
 	}
 }
+
+// TestListsAscend: pages that a failed capture gives back come in a list of their own, since those that were
+// copied meanwhile lie behind them.
+func TestListsAscend(t *testing.T) {
+	f, p := newTestFill(t, 16*fillChunk)
+	for page := range uint64(16 * fillChunk) {
+		p.ram.Write(page*memory.PageSize, []byte("in use"))
+	}
+	f.begin()
+	copyOnce := func() bool {
+		did, err := f.copyPages()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return did
+	}
+	copyOnce()
+	first, slab := f.take()
+	copyOnce()
+	f.untake(first, slab)
+	seen := map[uint32]bool{}
+	for range 4 {
+		for copyOnce() {
+		}
+		if !f.full() {
+			t.Fatal("nobody would ask for the list's epoch")
+		}
+		list, slab := f.take()
+		for i, page := range list {
+			if i > 0 && page.Index <= list[i-1].Index {
+				t.Fatalf("page %d after %d", page.Index, list[i-1].Index)
+			}
+			seen[page.Index] = true
+		}
+		f.giveBack(slab)
+		if f.pages.left == 0 {
+			break
+		}
+	}
+	if len(seen) != 16*fillChunk {
+		t.Errorf("%d of %d pages travelled", len(seen), 16*fillChunk)
+	}
+}

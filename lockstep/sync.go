@@ -115,7 +115,15 @@ func (f *fill) poke() {
 func (f *fill) full() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.list) >= f.e.cfg.FillPages || f.begun && f.pages.left == 0 && (len(f.list) > 0 || f.disksDone())
+	switch {
+	case len(f.list) >= f.e.cfg.FillPages:
+		return true
+	case !f.begun:
+		return false
+	case len(f.list) > 0:
+		return f.pages.next(f.cursor) < 0
+	}
+	return f.pages.left == 0 && f.disksDone()
 }
 
 // take gives the copied pages to the epoch that is being captured.
@@ -139,7 +147,6 @@ func (f *fill) untake(list []checkpoint.Page, slab []byte) {
 			f.pages.left++
 		}
 	}
-	f.cursor = 0
 	if slab != nil {
 		f.spare = append(f.spare, slab)
 	}
@@ -283,13 +290,16 @@ func (f *fill) copyPages() (did bool, err error) {
 	}()
 	for range fillChunk {
 		if page = f.pages.next(f.cursor); page < 0 {
-			if page = f.pages.next(0); page < 0 {
+			// Pages behind the cursor were put back by a capture that failed. They begin a list of their
+			// own: a list is in ascending order.
+			if page = f.pages.next(0); page < 0 || len(f.list) > 0 {
 				break
 			}
 		}
 		if len(f.list) == f.e.cfg.FillPages {
 			break
 		}
+		did = true
 		f.cursor = page + 1
 		data := f.content(page)
 		if data != nil {
@@ -300,7 +310,7 @@ func (f *fill) copyPages() (did bool, err error) {
 		f.list = append(f.list, background(page, data))
 		f.pages.remove(page)
 	}
-	return true, nil
+	return did, nil
 }
 
 func isZero(p []byte) bool {
