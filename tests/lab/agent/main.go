@@ -18,9 +18,7 @@ func main() {
 		first()
 		return
 	}
-	if err := serve(); err != nil {
-		fmt.Println("agent:", err)
-	}
+	fmt.Println("agent:", serve()) // it serves until the channel breaks
 }
 
 // first is process 1.

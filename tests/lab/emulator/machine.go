@@ -205,9 +205,9 @@ func (m *Machine) listen(ready chan<- error) {
 	m.wire.Close()
 	// The agent is gone; so is everything else, save for an emulator that was not asked to end.
 	_ = m.cmd.Process.Kill()
-	err := m.cmd.Wait()
+	_ = m.cmd.Wait()
 	if first {
-		ready <- fmt.Errorf("the emulator has ended: %v", err)
+		ready <- fmt.Errorf("the emulator has ended: %s", m.cmd.ProcessState)
 	}
 	m.mu.Lock()
 	jobs := m.jobs
