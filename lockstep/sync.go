@@ -80,6 +80,10 @@ type chunkDigest struct {
 // not be zero.
 type sparse interface{ NextData(offset int64) int64 }
 
+// fixed is a Disk that may be one that is never written to. It can't be copied: operators put the same image on
+// both hosts.
+type fixed interface{ Fixed() bool }
+
 // span is a range of a disk, in bytes.
 type span struct{ from, to int64 }
 
@@ -399,6 +403,9 @@ func (f *fill) compareOne(buf *[]byte) (bool, error) {
 		return false, fmt.Errorf("compare disk %d at %d: %w", disk, r.from, err)
 	}
 	equal := c.zeros > 0 && blockfile.IsZero(b) || c.zeros == 0 && xxh3.Hash128(b).Bytes() == c.sum
+	if d, ok := file.(fixed); ok && d.Fixed() && !equal {
+		return false, fmt.Errorf("disk %d can only be read, and holds something else on the replica's host, from byte %d on: put the same image on both hosts", disk, r.from)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	d.compared(1)

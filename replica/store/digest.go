@@ -16,16 +16,14 @@ const ChunkBytes = 64 << 10
 // minRun is how many chunks of a hole are worth a message that only counts them.
 const minRun = 64
 
-// Digests reads the writable disks and tells send what they hold, chunk by chunk, until send fails.
+// Digests reads the disks and tells send what they hold, chunk by chunk, until send fails. Those that can only
+// be read are among them: they have to be the same on both hosts.
 // It may run beside the worker: a chunk that changes meanwhile has its old or its new digest, and
 // either is right, because the writes that follow in the stream are applied after.
 func (s *Store) Digests(send func(*checkpoint.DiskDigests) error) error {
 	buf := make([]byte, ChunkBytes)
 	zero := digest(make([]byte, ChunkBytes))
 	for i, d := range s.disks {
-		if d.ReadOnly {
-			continue
-		}
 		chunks := uint64(d.size+ChunkBytes-1) / ChunkBytes
 		m := &checkpoint.DiskDigests{Disk: uint8(i), ChunkBytes: ChunkBytes}
 		var data int64 // where the next data of a sparse file begins

@@ -33,6 +33,9 @@ type Disk struct {
 // Size is the size of the disk in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
+// Fixed says that the guest can't write to the disk, and that nobody else does.
+func (d *Disk) Fixed() bool { return d.ReadOnly }
+
 // Sync makes what was written durable. Of the metadata only what is needed to read it back.
 func (d *Disk) Sync() error { return blockfile.Sync(d.File) }
 

@@ -3,7 +3,10 @@ package dataplane
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -66,5 +69,40 @@ func TestDiscardIsMirrored(t *testing.T) {
 	}
 	if !bytes.Equal(got, want) {
 		t.Error("the twin holds something else")
+	}
+}
+
+// TestReadOnlyDisk: a guest with a disk that it can't write to is protected as any other; where the hosts'
+// images of it differ it is not, and an operator is told why.
+func TestReadOnlyDisk(t *testing.T) {
+	needsKVM(t)
+	const size = 3*64<<10 + 4096
+	for _, same := range []bool{true, false} {
+		t.Run(fmt.Sprint("same ", same), func(t *testing.T) {
+			certs := certificates(t)
+			r := newRaft(t, func(s *pact.Spec) {
+				s.Disks = append(s.Disks, pact.DiskSpec{SizeBytes: size, ReadOnly: true})
+			})
+			launch := func(p pact.Party, fill byte) *member {
+				dir := t.TempDir()
+				if err := os.WriteFile(filepath.Join(dir, "disk1.raw"), bytes.Repeat([]byte{fill}, size), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return r.launch(p, dir, certs[p.Host])
+			}
+			fill := byte('b')
+			if same {
+				fill = 'a'
+			}
+			a, _ := launch(partyA, 'a'), launch(partyB, fill)
+			if v := r.propose(pact.Command{Kind: pact.Start, Guest: "g", By: partyA}); !v.Applied {
+				t.Fatal(v.Reason)
+			}
+			if same {
+				r.until("protected", protectedBy(partyA))
+				return
+			}
+			r.until("a says why there is no replica", func(pact.Assignment) bool { return strings.Contains(a.status.Detail, "disk 1 can only be read") })
+		})
 	}
 }

@@ -238,6 +238,9 @@ func (r *raft) launch(party pact.Party, dir, certs string) *member {
 		// what happens, not how soon.
 		Timeouts: link.ProcessTimeouts{Silence: 2 * time.Second, Heartbeat: 20 * time.Millisecond},
 	}.WithDefaults()
+	for i := range a.Spec.Disks[1:] {
+		cfg.Disks = append(cfg.Disks, filepath.Join(dir, fmt.Sprintf("disk%d.raw", i+1)))
+	}
 	if a.Spec.Firmware != "" {
 		cfg.Disks, cfg.Firmware = append(cfg.Disks, filepath.Join(dir, "vars.raw")), r.firmware
 	}
