@@ -118,6 +118,8 @@ func Start(ctx context.Context, s Spec) (*Machine, error) {
 		wire.Close()
 		return nil, fmt.Errorf("start the emulator of %s: %w", s.Name, err)
 	}
+	// While it is open here too, the channel would outlive an emulator that is killed below, and listen with it.
+	theirs.Close()
 	ready := make(chan error, 1)
 	go m.listen(ready)
 	select {
