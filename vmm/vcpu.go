@@ -149,7 +149,7 @@ func (v *vcpu) dispatch() {
 				known = m.ports.Read(uint64(io.Port), d[:io.Size])
 			}
 			if !known {
-				m.strangers.note("port", uint64(io.Port), io.Write, int(io.Size))
+				m.strangers.note("port", uint64(io.Port), io.Write, io.Size)
 			}
 		}
 		m.Unlock()

@@ -53,13 +53,14 @@ func TestGuestReset(t *testing.T) {
 		}
 		// A connection from before the boot ends with it: clients try again.
 		value := []string{"one", "two", "three", "four"}[round]
-		got, answer := "", ""
+		answer := ""
 		for deadline := time.Now().Add(patience); answer != "+OK"; {
 			conn, err := stage.Dial(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, err = ask(conn, "GET", "key"); err == nil {
+			got, err := ask(conn, "GET", "key")
+			if err == nil {
 				if want != "" && got != want && got != value {
 					t.Fatalf("round %d: the guest holds %q, want %q", round, got, want)
 				}

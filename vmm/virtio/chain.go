@@ -125,22 +125,6 @@ func (c *chain) read(ram *memory.RAM, off uint64, p []byte) int {
 	return done
 }
 
-// view returns the readable bytes from off on without copying them, where they are in one piece.
-func (c *chain) view(ram *memory.RAM, off uint64) ([]byte, bool) {
-	for i, s := range c.out {
-		if off >= uint64(s.len) {
-			off -= uint64(s.len)
-			continue
-		}
-		if i != len(c.out)-1 {
-			return nil, false
-		}
-		v, err := ram.View(s.addr+off, uint64(s.len)-off)
-		return v, err == nil
-	}
-	return nil, false
-}
-
 // scatter writes p into writable segments, off bytes in, and says how many bytes found room.
 func scatter(ram *memory.RAM, segs []segment, off uint64, p []byte) int {
 	done := 0

@@ -12,7 +12,7 @@ func TestDigestNamesAllThatGoesIn(t *testing.T) {
 	if a, b := with("AUTHORIZED_KEY=a"), with("AUTHORIZED_KEY=b"); a == b {
 		t.Error("another key makes the same image")
 	}
-	if with("AUTHORIZED_KEY=a") != with("AUTHORIZED_KEY=a") {
+	if once, again := with("AUTHORIZED_KEY=a"), with("AUTHORIZED_KEY=a"); once != again {
 		t.Error("the same recipe has two digests")
 	}
 	seen := make(map[string]string)

@@ -3,7 +3,9 @@ package scenario
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -74,7 +76,7 @@ func (s *stage) startWriter() *writer {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.err == nil {
-			w.err = fmt.Errorf("the connection has ended: %v", in.Err())
+			w.err = fmt.Errorf("the connection has ended, with the error %w", errors.Join(io.EOF, in.Err()))
 		}
 		w.tell()
 	}()
