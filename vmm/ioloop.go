@@ -52,6 +52,9 @@ func newIOLoop(lock sync.Locker) (*ioLoop, error) {
 
 func (l *ioLoop) add(fd int, fn func()) (*registration, error) {
 	l.last++
+	for l.registered[l.last] != nil { // they wrap around, in a guest that lives for days
+		l.last++
+	}
 	r := &registration{loop: l, token: l.last, fd: fd, fn: fn}
 	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: r.token}
 	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
