@@ -110,9 +110,14 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 	return e.leave()
 }
 
-// overfull reports that the guest produces more than the replica takes, and has to wait for it.
+// overfull reports that the guest produces more than the replica takes, and has to wait for it. For a replica that is
+// being filled it waits only so long: pages that it dirties meanwhile take no room, unlike what it writes to its disks.
 func (e *Engine) overfull() bool {
-	return e.pressed || e.run.writeBytes > 4*e.cfg.WriteBytes
+	if e.run.writeBytes > 4*e.cfg.WriteBytes {
+		return true
+	}
+	s := e.stream
+	return e.pressed && (s == nil || s.fill == nil || e.unacknowledged(e.cfg.Now()) <= e.cfg.AckLimit/2)
 }
 
 // something reports that there is a reason to capture in a pause that was asked for.

@@ -83,15 +83,22 @@ func (e *Engine) tick() {
 	}
 	limit, ackLimit := e.cfg.Silence, e.cfg.AckLimit
 	if s.fill != nil {
-		// No output waits for it, epochs are large, and a synchronization that begins anew is the slower one.
-		limit, ackLimit = limit*link.SyncSilences, ackLimit*link.SyncSilences
+		limit *= link.SyncSilences // no output waits for it
+		if e.stalled && !e.overfull() {
+			e.stalled = false
+			e.kick()
+		}
+		if !e.stalled {
+			// Epochs are large, nobody waits, and a synchronization that begins anew is the slower one.
+			ackLimit *= link.SyncSilences
+		}
 	}
 	if now-s.lastHeard > limit {
 		s.fail(fmt.Errorf("the replica has been silent for %v", now-s.lastHeard))
 		e.lose(s)
 		return
 	}
-	if len(e.inflight) > 0 && now-max(e.inflight[0].captured, s.lastAck) > ackLimit {
+	if e.unacknowledged(now) > ackLimit {
 		s.fail(errors.New("the replica lives, but acknowledges nothing"))
 		e.lose(s)
 		return
@@ -103,6 +110,14 @@ func (e *Engine) tick() {
 		s.beat = true
 		s.poke()
 	}
+}
+
+// unacknowledged is how long the replica has owed an acknowledgement without giving any.
+func (e *Engine) unacknowledged(now time.Duration) time.Duration {
+	if len(e.inflight) == 0 || e.stream == nil {
+		return 0
+	}
+	return now - max(e.inflight[0].captured, e.stream.lastAck)
 }
 
 // lose tells the core of a stream that has failed, at once: the goroutine that reads from it follows.
