@@ -52,6 +52,10 @@ type sealedOutput struct {
 
 const slabBytes = 64 << 10
 
+// textBytes is up to how many bytes of text are held as one: a guest writes to its serial port byte by byte, and
+// each alone would take many times its size.
+const textBytes = 4096
+
 // keep copies p into memory of the outlet's own.
 func (o *outputCommit) keep(p []byte) []byte {
 	if len(p) > len(o.slab) {
@@ -79,8 +83,12 @@ func (o *outputCommit) put(f checkpoint.Frame) bool {
 		o.dropped++
 		return false
 	}
-	f.Data = o.keep(f.Data)
 	o.bytes += len(f.Data)
+	if last := len(o.current) - 1; last >= 0 && f.NIC >= agentNIC && o.current[last].NIC == f.NIC && len(o.current[last].Data) < textBytes {
+		o.current[last].Data = append(o.current[last].Data, f.Data...)
+		return false
+	}
+	f.Data = o.keep(f.Data)
 	o.current = append(o.current, f)
 	return false
 }

@@ -117,3 +117,38 @@ func TestAnnouncement(t *testing.T) {
 		t.Errorf("% x", f)
 	}
 }
+
+// What a guest writes byte by byte takes no more memory than it has bytes, by and large, and stays in order with
+// everything else.
+func TestTextIsHeldTogether(t *testing.T) {
+	o := &outputCommit{limit: 1 << 20}
+	var want []byte
+	for i := range 3 * textBytes {
+		o.put(checkpoint.Frame{NIC: consoleNIC, Data: []byte{byte(i)}})
+		want = append(want, byte(i))
+	}
+	o.put(checkpoint.Frame{NIC: agentNIC, Data: []byte("agent")})
+	o.put(checkpoint.Frame{NIC: 0, Data: []byte("frame")})
+	o.put(checkpoint.Frame{NIC: 0, Data: []byte("frame")})
+	o.put(checkpoint.Frame{NIC: consoleNIC, Data: []byte("more")})
+	if n, bytes := o.counts(); n > 8 || bytes != 3*textBytes+19 {
+		t.Errorf("%d items of %d bytes are held", n, bytes)
+	}
+	if frames := o.seal(1); len(frames) != 2 {
+		t.Errorf("%d frames travel", len(frames))
+	}
+	o.put(checkpoint.Frame{NIC: consoleNIC, Data: []byte("of the next epoch")})
+	o.release(1)
+	var console []byte
+	for _, f := range o.next(100) {
+		if f.NIC == consoleNIC {
+			console = append(console, f.Data...)
+		}
+	}
+	if string(console) != string(want)+"more" {
+		t.Errorf("the console has got %d bytes", len(console))
+	}
+	if n, bytes := o.counts(); n != 1 || bytes != 17 {
+		t.Errorf("%d items of %d bytes are left", n, bytes)
+	}
+}
