@@ -94,10 +94,22 @@ func (p *program) until(steps int) {
 // end waits until it has ended, well, and returns how many steps it made.
 func (p *program) end() int {
 	p.s.Helper()
-	select {
-	case <-p.over:
-	case <-time.After(2 * patience):
-		p.s.Fatalf("%s does not end\n%s", p.name, p.said())
+	limit, told := time.After(3*patience), 0
+	for over := false; !over; {
+		p.mu.Lock()
+		n, changed := p.steps, p.changed
+		p.mu.Unlock()
+		if n/100 > told/100 {
+			p.s.step("%s is at %d", p.name, n)
+			told = n
+		}
+		select {
+		case <-changed:
+		case <-p.over:
+			over = true
+		case <-limit:
+			p.s.Fatalf("%s does not end, after %d steps\n%s", p.name, n, p.said())
+		}
 	}
 	if p.err != nil {
 		p.s.Fatalf("%s: %v\n%s", p.name, p.err, p.said())
