@@ -483,6 +483,30 @@ func TestSlowReplicaStopsAWritingGuest(t *testing.T) {
 	})
 }
 
+// Small writes count for more than their bytes: each is a record to keep, to send and to journal.
+func TestSlowReplicaStopsAGuestThatWritesBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1<<20)
+		b.e.cfg.WriteBytes = 16 << 10
+		b.protect()
+		b.until("nothing in flight", func() bool { s := b.status(); return s.EpochAcked == s.EpochCaptured })
+		b.r.setKeep(true)
+		ran := 0
+		for range 10_000 {
+			if b.m.writeDisk(0, 0, []byte{1}) {
+				ran++
+			}
+			synctest.Wait()
+		}
+		if ran == 10_000 {
+			t.Error("it writes on and on while nothing is acknowledged")
+		}
+		b.r.setKeep(false)
+		b.until("it runs again", func() bool { return b.m.writeDisk(0, 0, []byte{2}) })
+		b.close()
+	})
+}
+
 // A synchronization sends what is empty here as zeros, and zeroing what lies side by side is one record.
 func TestZeros(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

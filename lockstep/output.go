@@ -58,6 +58,9 @@ func (e *Engine) DiskZeroed(disk int, offset, n int64, unmap bool) {
 // in the time that it takes.
 const zeroCost = 4096
 
+// writeCost is what every other disk write counts beside its bytes, as the replica counts it too.
+const writeCost = 64
+
 func (e *Engine) diskChanged(w checkpoint.DiskWrite) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -70,9 +73,10 @@ func (e *Engine) diskChanged(w checkpoint.DiskWrite) {
 	}
 	if !joined(e.run.writes, &w) {
 		e.run.writes = append(e.run.writes, w)
-		e.run.writeBytes += len(w.Data)
 		if w.Zeros > 0 {
 			e.run.writeBytes += zeroCost
+		} else {
+			e.run.writeBytes += len(w.Data) + writeCost
 		}
 	}
 	if s := e.stream; s != nil && s.fill != nil {
