@@ -1,40 +1,23 @@
 package sim
 
 import (
-	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
-const (
-	lookEvery = 250 * time.Millisecond
-	grace     = 15 * time.Second
-)
-
-// disk is a host's copy of the guest's disk, with its mark.
-type disk struct {
-	state string // as in replica/mark: "", "current", "outdated", "inconsistent"
-	term  pact.Term
-	holds *event
-	owner *process // has the lock
-}
-
-// host is a machine and its daemon. The daemon's keeper is a model of cluster/daemon's.
+// host is a machine as far as one guest is concerned: its copy of the guest's disk, its processes, and the
+// daemon's keeper, which is a model of cluster/daemon's.
 type host struct {
-	w     *World
-	index int
-	name  string
+	*node
+	g *guest
 
-	on       bool
-	daemonUp bool
-	life     int  // of the daemon: answers to an earlier one are lost
-	cutOff   bool // from Raft
-	current  bool // the log has come to where the cluster was after the daemon's start
-	log      int  // index into Raft's history that this host's log has come to
-	disk     disk
+	seen  int // index into the guest's history that this machine's log has come to; -1: nothing
+	noted pact.Term
+	disk  disk
 
 	procs    []*process
 	asking   map[string]bool
@@ -45,6 +28,7 @@ type host struct {
 	started  pact.Term
 	spawning bool
 	twins    []twin // what the other host's daemon has told last
+	order    *order
 }
 
 // twin is a process of the other host, as far as it is known here.
@@ -53,40 +37,28 @@ type twin struct {
 	role  link.Role
 }
 
-func newHost(w *World, index int, name string) *host {
+func newHost(g *guest, n *node) *host {
 	h := &host{
-		w: w, index: index, name: name, on: true, daemonUp: true, current: true, log: -1,
+		node: n, g: g, seen: -1,
 		asking: map[string]bool{}, saying: map[string]bool{}, unwanted: map[pact.Party]time.Duration{},
 	}
-	w.after(w.small(), h.pulse)
+	n.hosts = append(n.hosts, h)
 	return h
 }
 
-func (h *host) other() *host { return h.w.hosts[1-h.index] }
+func (h *host) other() *host { return h.g.hosts[1-h.index] }
 
-func (h *host) works() bool { return h.on && h.daemonUp && h.current && h.log >= 0 }
+func (h *host) works() bool { return h.on && h.daemonUp && h.current && h.seen >= 0 }
 
-func (h *host) pulse() {
-	h.look()
-	h.w.after(lookEvery, h.pulse)
-}
+// newest is the newest assignment that this host's log has applied.
+func (h *host) newest() *pact.Assignment { return &h.g.history[h.seen] }
 
-// applied says that the host's log may have come to an index of the history by now.
-func (h *host) applied(at int) {
-	if at <= h.log {
-		return
-	}
-	if h.cutOff || !h.on {
-		h.w.after(50*time.Millisecond, func() { h.applied(at) })
-		return
-	}
-	h.log = at
-	if h.daemonUp {
-		for _, p := range h.procs {
-			h.forward(p)
-		}
-		h.w.after(h.w.small(), h.look)
-	}
+// forget is what a restart of the daemon does.
+func (h *host) forget() {
+	clear(h.asking)
+	clear(h.saying)
+	clear(h.unwanted)
+	h.startID, h.spawning, h.twins, h.order = "", false, nil, nil
 }
 
 // forward tells a process the newest assignment, and nothing of those in between.
@@ -96,68 +68,10 @@ func (h *host) forward(p *process) {
 	}
 	life := h.life
 	p.after(h.w.small(), func() {
-		if h.life == life {
-			p.assigned(h.w.raft.history[h.log]) // the newest: what is said keeps its order
+		if h.life == life && h.seen >= 0 {
+			p.assigned(h.newest()) // the newest: what is said keeps its order
 		}
 	})
-}
-
-// restartDaemon loses what the daemon knew. Its processes live on.
-func (h *host) restartDaemon(away time.Duration) {
-	h.daemonUp, h.current = false, false
-	h.life++
-	h.asking, h.saying, h.unwanted = map[string]bool{}, map[string]bool{}, map[pact.Party]time.Duration{}
-	h.startID, h.spawning, h.twins = "", false, nil
-	life := h.life
-	h.w.after(away, func() {
-		if h.life != life || !h.on {
-			return
-		}
-		h.daemonUp = true
-		h.w.tracef("%s        daemon is back", h.name)
-		for _, p := range h.procs {
-			p.told = link.Peer{}
-			p.after(h.w.small(), p.daemonBack)
-		}
-		h.catchUp(life)
-	})
-}
-
-// catchUp waits until the log has come to where the cluster is.
-func (h *host) catchUp(life int) {
-	h.w.after(h.w.raftDelay(), func() {
-		switch {
-		case h.life != life:
-		case h.cutOff:
-			h.catchUp(life)
-		default:
-			h.current, h.log = true, len(h.w.raft.history)-1
-			for _, p := range h.procs {
-				h.forward(p)
-			}
-			h.look()
-		}
-	})
-}
-
-// powerLoss ends all that runs on a host, at once and without a word.
-func (h *host) powerLoss(away time.Duration) {
-	for _, p := range slices.Clone(h.procs) {
-		p.die(true)
-	}
-	h.on = false
-	h.restartDaemon(time.Hour)
-	h.w.after(away, h.powerOn)
-}
-
-func (h *host) powerOn() {
-	if h.on {
-		return
-	}
-	h.w.tracef("%s        is on again", h.name)
-	h.on = true
-	h.restartDaemon(h.w.upTo(300 * time.Millisecond))
-	h.w.pumpAll()
 }
 
 // ask passes a process's question on to Raft.
@@ -167,7 +81,7 @@ func (h *host) ask(p *process, c pact.Command) {
 	}
 	h.asking[c.ID] = true
 	life := h.life
-	h.w.raft.propose(h, c, func(v *pact.Verdict) {
+	h.w.raft.propose(h.node, c, func(v *pact.Verdict) {
 		if h.life != life {
 			return
 		}
@@ -203,9 +117,12 @@ func (h *host) spawn(cold bool) {
 		h.spawning = false
 		p := newProcess(h, cold)
 		h.procs = append(h.procs, p)
-		h.w.tracef("%s        starts process %s", h.name, short(p.party))
+		if h.w.tracing {
+			h.w.tracef("%s        starts process %s of guest %s", h.name, short(p.party), h.g.name)
+		}
 		h.forward(p)
 		h.look()
+		h.tellTwin()
 	})
 }
 
@@ -216,7 +133,7 @@ func (h *host) say(key string, c pact.Command, then func(*pact.Verdict)) {
 	}
 	h.saying[key] = true
 	life := h.life
-	h.w.raft.propose(h, c, func(v *pact.Verdict) {
+	h.w.raft.propose(h.node, c, func(v *pact.Verdict) {
 		if h.life != life {
 			return
 		}
@@ -235,7 +152,7 @@ func (h *host) say(key string, c pact.Command, then func(*pact.Verdict)) {
 
 func (h *host) newID() string {
 	h.w.ids++
-	return fmt.Sprintf("%s-d%d", h.name, h.w.ids)
+	return h.name + "-d" + strconv.Itoa(h.w.ids)
 }
 
 // look compares what is with what should be.
@@ -243,13 +160,37 @@ func (h *host) look() {
 	if !h.works() {
 		return
 	}
-	if o := h.other(); o.on && o.daemonUp && h.w.linkUp(h, o) && h.w.linkUp(o, h) {
-		h.twins = h.twins[:0]
-		for _, p := range o.procs {
-			h.twins = append(h.twins, twin{p.party, p.role()})
+	a := h.newest()
+	if a.Term != h.noted {
+		h.noted = a.Term
+		h.events.note(h.w, nil, line{kind: lineRole, guest: h.g, term: a.Term})
+		if h.order != nil && a.Runs() && (a.Primary.Host == h.name || !h.w.mutant.staleOrder) {
+			h.order = nil // carried out, or what it was given for has passed
 		}
 	}
-	h.follow(h.w.raft.history[h.log])
+	h.follow(a)
+}
+
+// tellTwin tells the other host's daemon of this one's processes. Such messages are late, lost, and overtake one another.
+func (h *host) tellTwin() {
+	if !h.on || !h.daemonUp || h.w.disturbed(calmLost, 8) {
+		return
+	}
+	var own []twin
+	for _, p := range h.procs {
+		own = append(own, twin{p.party, p.role()})
+	}
+	delay := h.w.latency()
+	if h.w.disturbed(calmBusy, 6) {
+		delay += h.w.upTo(600 * time.Millisecond)
+	}
+	h.w.after(delay, func() {
+		o := h.other()
+		if o.on && o.daemonUp && h.w.linkUp(h.node, o.node) {
+			o.twins = own
+			o.look()
+		}
+	})
 }
 
 func (h *host) process(p pact.Party) *process {

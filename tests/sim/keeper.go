@@ -1,15 +1,20 @@
 package sim
 
 import (
-	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
+// order is an operator's order to start from this host's disk, whatever is known of it.
+type order struct {
+	inconsistent bool
+}
+
 // follow is what cluster/daemon's plan and keeper do about an assignment.
-func (h *host) follow(a pact.Assignment) {
+func (h *host) follow(a *pact.Assignment) {
 	if h.disclaim(a) {
 		return
 	}
@@ -33,47 +38,48 @@ func (h *host) follow(a pact.Assignment) {
 }
 
 // disclaim says that processes have ended, and that the disk bears no marker that is looked for.
-func (h *host) disclaim(a pact.Assignment) bool {
-	unmarked := func(p pact.Party) bool {
-		return slices.ContainsFunc(a.Unproven, func(c pact.Claim) bool { return c.Party == p && h.disk.term < c.Term })
+func (h *host) disclaim(a *pact.Assignment) bool {
+	said := false
+	owe := func(p pact.Party) {
+		if p.Host != h.name || h.process(p) != nil && !h.w.mutant.disclaimsLiving {
+			return
+		}
+		unmarked := slices.ContainsFunc(a.Unproven, func(c pact.Claim) bool { return c.Party == p && h.disk.term < c.Term })
+		role := p == a.Primary && a.Runs() || p == a.Replica && a.Mode == pact.Protected
+		if role && !a.IsGone(p) || unmarked {
+			said = true
+			c := pact.Command{Kind: pact.Disclaim, Guest: a.Guest, Term: a.Term, By: p, NoMarker: unmarked, ID: h.newID()}
+			h.say("disclaim/"+strconv.Itoa(int(p.Incarnation))+"/"+strconv.Itoa(int(a.Term))+strconv.FormatBool(unmarked), c, nil)
+		}
 	}
-	var parties []pact.Party
 	if a.Runs() {
-		parties = append(parties, a.Primary)
+		owe(a.Primary)
 	}
 	if a.Mode == pact.Protected {
-		parties = append(parties, a.Replica)
+		owe(a.Replica)
 	}
 	for _, c := range a.Unproven {
-		if !slices.Contains(parties, c.Party) {
-			parties = append(parties, c.Party)
-		}
-	}
-	said := false
-	for _, p := range parties {
-		if p.Host != h.name || h.process(p) != nil {
-			continue
-		}
-		role := p == a.Primary && a.Runs() || p == a.Replica && a.Mode == pact.Protected
-		if role && !a.IsGone(p) || unmarked(p) {
-			said = true
-			c := pact.Command{Kind: pact.Disclaim, Guest: a.Guest, Term: a.Term, By: p, NoMarker: unmarked(p), ID: h.newID()}
-			h.say(fmt.Sprint("disclaim", p, a.Term, c.NoMarker), c, nil)
+		if !(a.Runs() && c.Party == a.Primary) && !(a.Mode == pact.Protected && c.Party == a.Replica) {
+			owe(c.Party)
 		}
 	}
 	return said
 }
 
 // idle: nobody runs the guest, and nobody is to take over.
-func (h *host) idle(a pact.Assignment, allGone bool) (abandon []*process) {
-	mayStart := a.Desired == pact.DesiredRunning && h.mayStart(a)
+func (h *host) idle(a *pact.Assignment, allGone bool) (abandon []*process) {
+	wanted := a.Desired == pact.DesiredRunning || h.order != nil
+	mayStart := wanted && h.mayStart(a)
+	if o := h.order; o != nil {
+		mayStart = h.disk.state != "inconsistent" || o.inconsistent
+	}
 	for _, o := range h.procs {
-		if o.party != a.Primary && !(a.Desired == pact.DesiredRunning && (!mayStart || o.cold)) {
+		if o.party != a.Primary && !(wanted && (!mayStart || o.cold)) {
 			abandon = append(abandon, o)
 		}
 	}
-	if a.Desired != pact.DesiredRunning && allGone && a.Primary.Host == h.name {
-		h.say(fmt.Sprint("stop", a.Term), pact.Command{Kind: pact.Stop, Guest: a.Guest, Term: a.Term, By: a.Primary, ID: h.newID()}, nil)
+	if !wanted && allGone && a.Primary.Host == h.name {
+		h.say("stop/"+strconv.Itoa(int(a.Term)), pact.Command{Kind: pact.Stop, Guest: a.Guest, Term: a.Term, By: a.Primary, ID: h.newID()}, nil)
 	}
 	if !mayStart || len(abandon) > 0 || h.process(a.Primary) != nil {
 		return abandon
@@ -84,14 +90,15 @@ func (h *host) idle(a pact.Assignment, allGone bool) (abandon []*process) {
 		return nil
 	}
 	c := pact.Command{Kind: pact.Start, Guest: a.Guest, Term: a.Term, By: h.procs[i].party, MarkerTerm: h.disk.term}
-	if h.w.mutant.staleDisk {
-		c.AcceptLoss, c.Operator = "all of it", "nobody"
+	if h.order != nil || h.w.mutant.staleDisk {
+		c.AcceptLoss, c.Operator = "all of it", "operator"
 	}
 	if h.saying["start"] || c.Term < h.started {
 		return nil
 	}
 	if h.startID == "" || h.startFor.By != c.By || h.startFor.Term != c.Term {
 		h.startID, h.startFor = h.newID(), c
+		h.procs[i].accepts = h.order != nil && h.disk.state == "inconsistent"
 	}
 	c = h.startFor
 	c.ID = h.startID
@@ -108,7 +115,7 @@ func (h *host) idle(a pact.Assignment, allGone bool) (abandon []*process) {
 }
 
 // mayStart says whether this host's disk is known to be the current one.
-func (h *host) mayStart(a pact.Assignment) bool {
+func (h *host) mayStart(a *pact.Assignment) bool {
 	if h.w.mutant.staleDisk {
 		return true
 	}
@@ -123,7 +130,7 @@ func (h *host) mayStart(a pact.Assignment) bool {
 }
 
 // elsewhere: the other host has the primary.
-func (h *host) elsewhere(a pact.Assignment) (abandon []*process) {
+func (h *host) elsewhere(a *pact.Assignment) (abandon []*process) {
 	named := a.Mode == pact.Protected && a.Replica.Host == h.name
 	if !named && a.Mode == pact.Protected {
 		return slices.Clone(h.procs)
@@ -143,11 +150,12 @@ func (h *host) elsewhere(a pact.Assignment) (abandon []*process) {
 }
 
 // dismiss ends processes that are not wanted: by order first, by force after a while.
-func (h *host) dismiss(a pact.Assignment, abandon []*process) {
-	for _, o := range slices.Clone(h.procs) {
-		order := slices.Contains(abandon, o)
+func (h *host) dismiss(a *pact.Assignment, abandon []*process) {
+	for i := len(h.procs) - 1; i >= 0; i-- {
+		o := h.procs[i]
+		asked := slices.Contains(abandon, o)
 		acts := o.role() == link.RolePrimary || o.role() == link.RoleLoser
-		if !order && !(acts && !(a.Runs() && a.Primary == o.party)) {
+		if !asked && !(acts && !(a.Runs() && a.Primary == o.party)) {
 			delete(h.unwanted, o.party)
 			continue
 		}
@@ -155,7 +163,7 @@ func (h *host) dismiss(a pact.Assignment, abandon []*process) {
 		switch {
 		case !known:
 			h.unwanted[o.party] = h.w.now
-			if order {
+			if asked {
 				o.after(h.w.small(), o.abandon)
 			}
 		case h.w.now-since > grace:
@@ -166,7 +174,7 @@ func (h *host) dismiss(a pact.Assignment, abandon []*process) {
 }
 
 // meet tells a primary where its twin is.
-func (h *host) meet(p *process, a pact.Assignment) {
+func (h *host) meet(p *process, a *pact.Assignment) {
 	var peer link.Peer
 	for _, t := range h.twins {
 		switch {

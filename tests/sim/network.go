@@ -64,7 +64,7 @@ func (e *end) arrive(what any) {
 func (e *end) pump() {
 	w := e.c.w
 	for len(e.queue) > 0 && e.queue[0].at <= w.now {
-		if !w.linkUp(e.other().p.host, e.p.host) || !e.p.host.on {
+		if !w.linkUp(e.other().p.host.node, e.p.host.node) || !e.p.host.on {
 			return // until it heals
 		}
 		if !e.closed && e.p.alive {
@@ -121,7 +121,7 @@ func (c *conn) reset() {
 }
 
 // linkUp says whether the way from one host to the other works.
-func (w *World) linkUp(from, to *host) bool { return from == to || !w.cut[from.index] }
+func (w *World) linkUp(from, to *node) bool { return from == to || !w.cut[from.index] }
 
 // cutLink cuts the way from a host to its twin for a while; healLink mends it.
 func (w *World) cutLink(from int, d time.Duration) {

@@ -69,7 +69,7 @@ func (e *engine) seal(s *stream) {
 	isFinal := e.finish
 	ep := &epoch{
 		number: n, term: e.core.Term(), syncing: !complete, final: isFinal && e.switchover,
-		whole: whole && complete, base: e.captured, state: e.p.machine.state, frames: e.out.seal(n), captured: e.w.now,
+		whole: whole && complete, base: e.captured, state: e.p.machine.state, frames: e.out.seal(n), captured: e.p.now(),
 	}
 	e.captured = ep.state
 	e.inflight = append(e.inflight, ep)
@@ -77,7 +77,7 @@ func (e *engine) seal(s *stream) {
 		e.final = final{epoch: n, state: ep.state}
 	}
 	e.endEpoch = false
-	e.lastEnd = e.w.now
+	e.lastEnd = e.p.now()
 	if complete && s.fill != nil {
 		e.image = held{party: s.party, whole: n}
 		s.fill = nil

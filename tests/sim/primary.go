@@ -21,6 +21,7 @@ type start struct {
 	sum        digest
 	frames     []*event
 	since      time.Duration
+	cold       bool
 }
 
 // engine is a model of lockstep's: what it does with each action, and which events it makes.
@@ -76,11 +77,11 @@ type final struct {
 }
 
 func newEngine(p *process) *engine {
-	return &engine{p: p, w: p.w, core: primary.New(primary.Config{Guest: guestName, Self: p.party})}
+	return &engine{p: p, w: p.w, core: primary.New(primary.Config{Guest: p.host.g.name, Self: p.party})}
 }
 
 func (e *engine) begin(s start) {
-	now := e.w.now
+	now := e.p.now()
 	e.begun, e.lastPulse, e.lastEnd = true, now, now
 	if s.since != 0 {
 		e.lastPulse = s.since
@@ -97,7 +98,7 @@ func (e *engine) begin(s start) {
 	e.out.seal(s.last)
 	e.step(primary.Begin{Assignment: s.assignment, Last: s.last})
 	e.unlock()
-	e.p.after(heartbeat, e.pulse)
+	e.p.timer(heartbeat, e.pulse)
 	e.connect()
 }
 
@@ -107,6 +108,7 @@ func (e *engine) step(ev primary.Event) {
 	if ev == nil {
 		return
 	}
+	e.w.Stats.Events++
 	if e.w.tracing {
 		switch ev.(type) {
 		case primary.Acked, primary.Captured, primary.Retry:
@@ -136,7 +138,7 @@ func (e *engine) step(ev primary.Event) {
 		case primary.EndEpoch:
 			e.endEpoch = true
 		case primary.Propose:
-			e.lastAsked = e.w.now
+			e.lastAsked = e.p.now()
 			e.p.propose(a.Command)
 		case primary.WriteMarker:
 			e.writeMarker(a.Term)
@@ -160,7 +162,13 @@ func (e *engine) step(ev primary.Event) {
 func (e *engine) writeMarker(t pact.Term) {
 	p := e.p
 	p.after(e.w.diskDelay(), func() {
-		if d := &p.host.disk; d.owner == p && !(d.state == "current" && d.term >= t) {
+		d := &p.host.disk
+		switch {
+		case d.owner != p:
+		case d.broken:
+			p.diskFailed()
+			return
+		case d.state != "current" || d.term < t:
 			d.state, d.term = "current", t
 		}
 		p.after(e.w.small(), func() { e.feed(primary.MarkerDurable{Term: t}) })
@@ -171,12 +179,12 @@ func (e *engine) writeMarker(t pact.Term) {
 func (e *engine) unlock() {
 	for {
 		e.gap()
-		if e.core.Blocked() && !e.w.mutant.unblocked() || len(e.out.ready) == 0 {
+		if e.core.Blocked() && !e.w.mutant.ungated || len(e.out.ready) == 0 {
 			return
 		}
 		f := e.out.ready[0]
 		e.out.ready = e.out.ready[1:]
-		e.w.checks.emitted(e.p, e.core.Assignment(), f)
+		e.p.host.g.checks.emitted(e.p, e.core.Assignment(), f)
 	}
 }
 
@@ -189,12 +197,13 @@ func (e *engine) feed(ev primary.Event) {
 }
 
 func (e *engine) gap() {
-	if !e.begun || e.over || e.w.now-e.lastPulse <= silence {
+	now := e.p.now()
+	if !e.begun || e.over || now-e.lastPulse <= silence {
 		return
 	}
-	e.lastPulse = e.w.now
+	e.lastPulse = now
 	if e.stream != nil {
-		e.stream.lastHeard, e.stream.lastAck = e.w.now, e.w.now
+		e.stream.lastHeard, e.stream.lastAck = now, now
 	}
 	e.step(primary.OwnGap{})
 }
@@ -202,24 +211,24 @@ func (e *engine) gap() {
 func (e *engine) output(f *event) {
 	e.gap()
 	if e.out.put(f) {
-		e.w.checks.emitted(e.p, e.core.Assignment(), f)
+		e.p.host.g.checks.emitted(e.p, e.core.Assignment(), f)
 	}
 	e.kick()
 }
 
-func (e *engine) assigned(a pact.Assignment) { e.feed(primary.Assigned{Assignment: a}) }
+func (e *engine) assigned(a *pact.Assignment) { e.feed(primary.Assigned{Assignment: *a}) }
 func (e *engine) answered(id string, v *pact.Verdict) {
 	e.feed(primary.Answered{ID: id, Verdict: v})
 }
 func (e *engine) retry()           { e.feed(primary.Retry{}) }
 func (e *engine) word(t pact.Term) { e.feed(primary.Word{Term: t}) }
 func (e *engine) powerOff()        { e.feed(primary.PoweredOff{Why: "the guest"}) }
-func (e *engine) fault()           { e.feed(primary.Faulty{Why: "a fault"}) }
+func (e *engine) fault(why string) { e.feed(primary.Faulty{Why: why}) }
 func (e *engine) kill()            { e.feed(primary.Killed{Why: "by order"}) }
 func (e *engine) orderSwitchover() {
 	e.step(primary.SwitchoverOrdered{})
 	if e.switchedAt == 0 && e.core.Mode() == "switching" {
-		e.switchedAt = e.w.now
+		e.switchedAt = e.p.now()
 	}
 	e.unlock()
 }
@@ -259,12 +268,12 @@ func (e *engine) pulse() {
 	e.tick()
 	e.unlock()
 	e.endByPolicy()
-	e.p.after(heartbeat, e.pulse)
+	e.p.timer(heartbeat, e.pulse)
 }
 
 func (e *engine) tick() {
 	e.gap()
-	now := e.w.now
+	now := e.p.now()
 	e.lastPulse = now
 	if e.core.Asking() && now-e.lastAsked >= askAgain {
 		e.lastAsked = now
@@ -311,7 +320,7 @@ func (e *engine) endByPolicy() {
 	if s.fill != nil {
 		limit = heartbeat
 	}
-	if e.w.now-e.lastEnd >= limit && e.p.machine.state != e.captured {
+	if e.p.now()-e.lastEnd >= limit && e.p.machine.state != e.captured {
 		e.endEpoch = true
 		e.kick()
 	}

@@ -35,6 +35,8 @@ type process struct {
 	host  *host
 	party pact.Party
 	cold  bool // was started for a cold start
+	// accepts: by an operator's order it may start from a disk whose blocks are of different moments.
+	accepts bool
 
 	alive       bool
 	frozenSince time.Duration
@@ -50,12 +52,14 @@ type process struct {
 	told    link.Peer // by the daemon, last
 	last    pact.Epoch
 	alived  time.Duration // the gate's last look at the clock
+	saved   *event        // up to here the guest was told that its writes are on the disk
+	failed  bool          // the disk has failed under it
 }
 
 func newProcess(h *host, cold bool) *process {
 	w := h.w
 	w.incarnations++
-	p := &process{w: w, host: h, party: pact.Party{Host: h.name, Incarnation: w.incarnations}, cold: cold, alive: true, alived: w.now}
+	p := &process{w: w, host: h, party: pact.Party{Host: h.name, Incarnation: w.incarnations}, cold: cold, alive: true, alived: h.clock()}
 	h.disk.owner = p
 	w.processes[p.party] = p
 	p.side = newSide(p)
@@ -128,23 +132,32 @@ func (p *process) die(silent bool) {
 // pulse is the process's gate: it notices that the process did not run.
 func (p *process) pulse() {
 	p.gate()
-	p.after(silence/8, p.pulse)
+	p.timer(silence/8, p.pulse)
 }
 
+// now is the time on the process's machine.
+func (p *process) now() time.Duration { return p.host.clock() }
+
+// timer runs something after a while of the machine's time.
+func (p *process) timer(d time.Duration, fn func()) { p.after(p.host.real(d), fn) }
+
 func (p *process) gate() {
-	gap := p.w.now - p.alived
-	p.alived = p.w.now
+	now := p.now()
+	gap := now - p.alived
+	p.alived = now
 	if gap > silence {
 		p.side.step(replica.Gap{})
 	}
 }
 
 func (p *process) propose(c pact.Command) {
-	p.trace("asks %s term=%d epoch=%d", c.Kind, c.Term, c.Epoch)
+	if p.w.tracing {
+		p.trace("asks %s term=%d epoch=%d", c.Kind, c.Term, c.Epoch)
+	}
 	p.w.after(p.w.small(), func() { p.host.ask(p, c) }) // it has left the process
 }
 
-func (p *process) assigned(a pact.Assignment) {
+func (p *process) assigned(a *pact.Assignment) {
 	p.gate()
 	if p.ending {
 		return
@@ -153,12 +166,12 @@ func (p *process) assigned(a pact.Assignment) {
 		if a.Term > p.newest.Term {
 			p.trace("learns of term %d", a.Term)
 		}
-		p.newest = a
+		p.newest = *a
 	}
 	if e := p.engine; e != nil {
 		e.assigned(a)
 	}
-	p.side.step(replica.Applied{Assignment: a})
+	p.side.step(replica.Applied{Assignment: *a})
 }
 
 func (p *process) answered(id string, v *pact.Verdict) {
@@ -212,32 +225,83 @@ func (p *process) begin(s start) {
 	e.setPeer(p.peer)
 	e.begin(s)
 	if p.newest.Term >= s.assignment.Term {
-		e.assigned(p.newest)
+		e.assigned(&p.newest)
 	}
 	if e.over {
 		return
 	}
 	p.machine.running, p.machine.stopped = true, false
-	p.w.checks.started(p, s.assignment)
+	p.host.g.checks.started(p, &s.assignment, s.cold)
 	p.guest()
 }
 
-// guest is the guest's own life.
+// guest is the guest's own life: it does things, has some of them seen, and flushes its disk now and then.
 func (p *process) guest() {
 	p.after(p.w.guestPace(), func() {
 		e, m := p.engine, &p.machine
 		if e == nil || m.stopped || !m.running {
 			return
 		}
-		if !e.staying && !m.off {
+		switch d := &p.host.disk; {
+		case e.staying || m.off:
+		case d.broken:
+			p.diskError()
+		default:
 			m.state = m.state.then(p.w.one(3))
-			p.host.disk.holds = m.state
+			d.holds = m.state
+			if p.saved != nil && m.state.contains(p.saved) {
+				m.state.saves = p.saved
+			}
 			if m.state.output {
 				e.output(m.state)
+			}
+			if p.w.one(6) {
+				p.flush()
 			}
 		}
 		p.guest()
 	})
+}
+
+// flush is the guest having its disk made durable.
+func (p *process) flush() {
+	e, d := p.machine.state, &p.host.disk
+	if p.w.mutant.flushLies {
+		p.saved = e
+		return
+	}
+	p.after(p.w.diskDelay(), func() {
+		switch {
+		case d.owner != p || p.engine == nil || p.machine.stopped || !p.machine.state.contains(e):
+		case d.broken:
+			p.diskError()
+		default:
+			d.flush(e)
+			p.saved = e
+		}
+	})
+}
+
+// diskError is cmd/pollux/dataplane's: while a replica is entitled, the guest never hears of it. Alone, it is told,
+// and tries again.
+func (p *process) diskError() {
+	if !p.failed && p.newest.Mode == pact.Protected {
+		p.failed = true
+		p.engine.fault("the disk can't be written")
+	}
+}
+
+// diskFailed is watchDisks: this process may neither acknowledge nor take over any more.
+func (p *process) diskFailed() {
+	if p.failed || p.ending {
+		return
+	}
+	p.failed = true
+	if p.engine != nil {
+		p.engine.fault("the disk can't be written")
+		return
+	}
+	p.side.step(replica.Failed{Err: "the disk can't be written"})
 }
 
 // powerOff is the guest switching itself off.

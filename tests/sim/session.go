@@ -28,15 +28,15 @@ func (x *session) take(m any) {
 		return
 	}
 	if x.accepted {
-		x.s.silence.Heard(x.s.w.now)
+		x.s.silence.Heard(x.s.p.now())
 	}
 	switch m := m.(type) {
 	case hello:
 		x.hello = &m
 		x.end.busy = true
 		x.s.step(replica.HeardTerm{Term: m.term})
-		x.open(x.s.w.now + behindLimit)
-	case sent:
+		x.open(x.s.p.now() + behindLimit)
+	case *sent:
 		x.epoch(m)
 	case beat:
 		x.heard(replica.HeardTerm{Term: m.term})
@@ -53,7 +53,7 @@ func (x *session) open(limit time.Duration) {
 		return
 	}
 	h := x.hello
-	if a, ok := x.s.core.Assignment(); (!ok || a.Term < h.term) && x.s.w.now < limit {
+	if a, ok := x.s.core.Assignment(); (!ok || a.Term < h.term) && x.s.p.now() < limit {
 		x.s.p.after(time.Millisecond, func() { x.open(limit) })
 		return
 	}
@@ -68,12 +68,18 @@ func (x *session) heard(h replica.HeardTerm) {
 	}
 }
 
-func (x *session) epoch(m sent) {
+func (x *session) epoch(m *sent) {
 	if !x.first && m.before != x.expect {
 		x.lost("the chain is broken", true)
 		return
 	}
-	x.waiting = &m
+	if x.s.p.host.disk.broken {
+		// This host's own disk has no room for it: it must not ask for a guest that it could not run.
+		x.s.step(replica.Failed{Err: "the disk can't be written"})
+		x.lost("the disk can't be written", true)
+		return
+	}
+	x.waiting = m
 	x.end.busy = true
 	x.s.step(replica.Staged{Conn: x.id, Epoch: m.number, Term: m.term, Syncing: m.syncing, Final: m.final})
 }
@@ -94,15 +100,23 @@ func (x *session) decided(a replica.Action) {
 		x.end.close()
 		s.p.after(0, func() { x.lost("refused", true) })
 	case replica.Prepare:
-		s.p.after(s.w.diskDelay(), func() {
-			s.whenIdle(func() {
+		s.whenIdle(func() {
+			s.preparing = true
+			s.p.after(s.w.diskDelay(), func() {
+				s.preparing = false
 				e := replica.Prepared{Conn: x.id}
-				if x.over {
+				d := &s.p.host.disk
+				switch {
+				case x.over:
 					e.Err = "the stream is not wanted any more"
-				} else {
-					s.p.host.disk.state, s.p.host.disk.holds = "inconsistent", nil
-					s.image = image{}
+				case !s.p.host.events.log(line{kind: lineResync, guest: s.p.host.g, party: s.p.party}):
+					e.Err = "the event log can't be written"
+				case d.broken:
+					e.Err = "the disk can't be written"
+				default:
+					d.state, d.holds, d.durable = "inconsistent", nil, nil
 				}
+				s.image = image{}
 				s.step(e)
 			})
 		})
@@ -116,29 +130,29 @@ func (x *session) decided(a replica.Action) {
 				return
 			}
 			x.expect, x.first, x.accepted = s.image.sum, a.Last == 0, true
-			s.silence.Heard(s.w.now)
+			s.silence.Heard(s.p.now())
 			x.end.send(welcome{last: a.Last, sum: s.image.sum})
-			x.wrote = s.w.now
+			x.wrote = s.p.now()
 			x.beat()
 		})
 	case replica.Ack:
-		m := *x.waiting
-		x.waiting = nil
+		m := x.waiting
+		x.waiting, s.half = nil, false
 		x.first, x.expect = false, m.sum
 		x.end.send(ack{m.number, m.sum})
-		x.wrote = s.w.now
+		x.wrote = s.p.now()
 		if m.syncing || !s.w.mutant.losesEpoch(m) {
 			s.image.advance(m)
+			if s.image.state.number() == 0 {
+				s.p.trace("holds nothing whole after epoch %d (whole %t, syncing %t)", m.number, m.whole, m.syncing)
+			}
 		} else {
 			s.image.epoch, s.image.sum = m.number, m.sum
 		}
-		if d := &s.p.host.disk; !m.syncing {
-			d.holds = s.image.state
-			if d.state == "inconsistent" {
-				d.state = "outdated"
-			}
+		if !m.syncing {
+			s.journal()
 		}
-		s.w.checks.acknowledged(s.p, s.image.state)
+		s.p.host.g.checks.acknowledged(s.p, s.image.state)
 		x.free()
 	case replica.Drop:
 		x.waiting = nil
@@ -158,11 +172,11 @@ func (x *session) beat() {
 	if x.over {
 		return
 	}
-	if x.s.w.now-x.wrote >= heartbeat {
-		x.wrote = x.s.w.now
+	if now := x.s.p.now(); now-x.wrote >= heartbeat {
+		x.wrote = now
 		x.end.send(beat{x.hello.term})
 	}
-	x.s.p.after(heartbeat, x.beat)
+	x.s.p.timer(heartbeat, x.beat)
 }
 
 func (x *session) gone(err error) { x.lost(err.Error(), false) }
@@ -178,7 +192,31 @@ func (x *session) lost(why string, alive bool) {
 		return
 	}
 	x.over = true
+	for _, q := range x.end.queue {
+		if _, ok := q.what.(*sent); ok {
+			x.s.half = true
+		}
+	}
 	x.end.close()
 	delete(x.s.sessions, x.id)
 	x.s.step(replica.Lost{Conn: x.id, Why: why, Alive: alive})
+}
+
+// journal has the newest epoch's writes come to the disk. They are durable a little later: the disk is whole then,
+// as of an epoch.
+func (s *side) journal() {
+	d, e := &s.p.host.disk, s.image.state
+	d.holds = e
+	if d.state != "inconsistent" && !d.holds.contains(d.durable) {
+		d.durable = common(d.holds, d.durable)
+	}
+	s.p.after(s.w.upTo(s.w.journalLag)+s.w.diskDelay(), func() {
+		if d.owner != s.p || s.p.engine != nil || d.broken || !d.holds.contains(e) {
+			return
+		}
+		d.flush(e)
+		if d.state == "inconsistent" {
+			d.state = "outdated"
+		}
+	})
 }

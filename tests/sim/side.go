@@ -22,7 +22,10 @@ type side struct {
 	image    image
 	work     []func(done func())
 	again    int // numbers the timers: the last one counts
-	closed   bool
+	// preparing: a stream's disks are being made ready; the streams after it wait, wanted or not.
+	preparing bool
+	half      bool // the last stream ended in the middle of an epoch
+	closed    bool
 }
 
 // image is what this process holds of a guest that does not run in it.
@@ -30,14 +33,14 @@ type image struct {
 	epoch  pact.Epoch
 	sum    digest
 	state  *event
-	resend []sent // of the last epochs
+	resend []*sent // of the last epochs
 }
 
 const resendEpochs = 8
 
 func newSide(p *process) *side {
 	s := &side{
-		p: p, w: p.w, core: replica.New(guestName, p.party),
+		p: p, w: p.w, core: replica.New(p.host.g.name, p.party),
 		silence: fencing.NewSilence(), sessions: map[replica.Conn]*session{},
 	}
 	s.watch()
@@ -45,10 +48,10 @@ func newSide(p *process) *side {
 }
 
 func (s *side) watch() {
-	if s.silence.Check(s.w.now) {
+	if s.silence.Check(s.p.now()) {
 		s.step(replica.Silent{})
 	}
-	s.p.after(silence/10, s.watch)
+	s.p.timer(silence/10, s.watch)
 }
 
 func (s *side) step(ev replica.Event) {
@@ -57,6 +60,7 @@ func (s *side) step(ev replica.Event) {
 	}
 	before := s.core.State()
 	ev = s.w.mutant.toReplica(s, ev)
+	s.w.Stats.Events++
 	if s.w.tracing {
 		switch ev.(type) {
 		case replica.Staged, replica.Again:
@@ -70,7 +74,7 @@ func (s *side) step(ev replica.Event) {
 		}
 		s.do(a)
 	}
-	if after := s.core.State(); after != before {
+	if after := s.core.State(); after != before && s.w.tracing {
 		s.p.trace("is %s now", after)
 	}
 }
@@ -115,7 +119,7 @@ func (s *side) do(a replica.Action) {
 	case replica.AskLater:
 		s.again++
 		n := s.again
-		s.p.after(askAgain, func() {
+		s.p.timer(askAgain, func() {
 			if s.again == n {
 				s.step(replica.Again{})
 			}
@@ -128,7 +132,7 @@ func (s *side) do(a replica.Action) {
 		if s.core.State() == replica.Syncing {
 			limit *= link.SyncSilences
 		}
-		s.silence.Arm(s.w.now, limit, grace)
+		s.silence.Arm(s.p.now(), limit, grace)
 	case replica.Disarm:
 		s.silence.Disarm()
 	case replica.Heard:
@@ -138,14 +142,14 @@ func (s *side) do(a replica.Action) {
 	case replica.Outdated:
 		s.later(func(done func()) {
 			s.p.after(s.w.diskDelay(), func() {
-				if d := &s.p.host.disk; d.state == "" || d.state == "current" && d.term < a.Term {
+				if d := &s.p.host.disk; !d.broken && (d.state == "" || d.state == "current" && d.term < a.Term) {
 					d.state = "outdated"
 				}
 				done()
 			})
 		})
 	case replica.ColdStart:
-		decided := s.w.now
+		decided := s.p.now()
 		s.later(func(done func()) {
 			if s.core.State() != replica.Activating {
 				done()
@@ -154,7 +158,7 @@ func (s *side) do(a replica.Action) {
 			s.coldStart(a, decided, done)
 		})
 	case replica.Activate:
-		decided := s.w.now
+		decided := s.p.now()
 		s.later(func(done func()) {
 			if s.core.State() != replica.Activating {
 				done()
@@ -188,7 +192,7 @@ func (s *side) next() {
 
 // whenIdle runs fn once nothing is under way that may use the image.
 func (s *side) whenIdle(fn func()) {
-	if len(s.work) == 0 {
+	if len(s.work) == 0 && !s.preparing {
 		fn()
 		return
 	}
@@ -198,14 +202,29 @@ func (s *side) whenIdle(fn func()) {
 func (s *side) coldStart(a replica.ColdStart, decided time.Duration, done func()) {
 	d := &s.p.host.disk
 	known := a.Assignment.CurrentDisk.Host != s.p.host.name || a.Assignment.CurrentDisk.Term == d.term
-	if !s.w.mutant.staleDisk && (d.state == "outdated" && !known || d.state == "inconsistent") {
-		s.step(replica.Failed{Err: "cold start refused: the disk is " + d.state})
+	x := line{kind: lineStart, guest: s.p.host.g, party: s.p.party, term: a.Assignment.Term}
+	var no string
+	switch {
+	case !s.w.mutant.staleDisk && (d.state == "outdated" && !known || d.state == "inconsistent" && !s.p.accepts):
+		no = "the disk is " + d.state
+	case !s.w.mutant.silentStart && !s.p.host.events.log(x):
+		no = "the event log can't be written"
+	}
+	if no != "" {
+		s.step(replica.Failed{Err: "cold start refused: " + no})
 		done()
 		return
 	}
 	s.p.after(s.w.diskDelay(), func() {
+		if d.broken {
+			s.step(replica.Failed{Err: "the disk can't be written"})
+			done()
+			return
+		}
 		s.p.machine.state = d.holds
-		s.p.begin(start{assignment: a.Assignment, since: decided})
+		d.flush(d.holds)
+		s.p.begin(start{assignment: a.Assignment, since: decided, cold: true})
+		d.torn = false
 		s.handOver(done)
 	})
 }
@@ -217,11 +236,27 @@ func (s *side) activate(a replica.Activate, decided time.Duration, done func()) 
 			done()
 			return
 		}
+		d := &s.p.host.disk
+		if d.broken {
+			s.step(replica.Failed{Err: "the disk can't be written"})
+			done()
+			return
+		}
+		if s.w.mutant.tears {
+			s.tear()
+		}
 		s.p.machine = machine{state: s.image.state}
-		s.p.host.disk.holds = s.image.state
+		d.holds, d.torn = s.image.state, false
+		if !s.w.mutant.unflushed {
+			d.flush(d.holds)
+		}
+		s.p.saved = nil
 		var frames []*event
 		for _, e := range s.image.resend {
 			frames = append(frames, e.frames...)
+		}
+		if !s.w.mutant.silentTakeover {
+			s.p.host.events.note(s.w, s.p, line{kind: lineTakeover, guest: s.p.host.g, party: s.p.party, term: a.Assignment.Term})
 		}
 		s.p.begin(start{assignment: a.Assignment, last: s.image.epoch, sum: s.image.sum, frames: frames, since: decided})
 		s.handOver(done)
@@ -284,13 +319,22 @@ func (s *side) accept(e *end) {
 }
 
 // advance applies an epoch to the image.
-func (i *image) advance(m sent) {
+func (i *image) advance(m *sent) {
 	if m.syncing || !m.whole && i.state != m.base {
 		i.state = &event{} // torn: part of no history
 	} else {
 		i.state = m.state
 	}
 	i.epoch, i.sum = m.number, m.sum
-	i.resend = append(i.resend, m)
-	i.resend = slices.DeleteFunc(i.resend, func(o sent) bool { return o.number+resendEpochs <= i.epoch })
+	if len(m.frames) > 0 {
+		i.resend = append(i.resend, m)
+	}
+	i.resend = slices.DeleteFunc(i.resend, func(o *sent) bool { return o.number+resendEpochs <= i.epoch })
+}
+
+// tear makes the image what it is with part of an epoch that had not come whole: part of no history.
+func (s *side) tear() {
+	if s.half {
+		s.image.state = &event{}
+	}
 }

@@ -1,86 +1,93 @@
 package sim
 
 import (
-	"flag"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
-var (
-	seedFlag  = flag.Uint64("seed", 0, "run this one schedule")
-	storyFlag = flag.Bool("story", false, "print the schedule as a story")
-	schedules = flag.Int("schedules", 0, "number of random schedules; 0: as many as ten seconds take")
-	fromFlag  = flag.Uint64("from", 0, "first seed of the random schedules; 0: any")
-)
-
-// badMax failures end the test: they are mostly one.
-const badMax = 10
-
-const budget = 10 * time.Second
-
-// TestSchedules lives through random schedules.
+// TestSchedules lives through some random schedules; make sim through many.
 func TestSchedules(t *testing.T) {
-	if *seedFlag != 0 {
-		one(t, *seedFlag, *storyFlag)
-		return
-	}
-	base := *fromFlag
-	if base == 0 {
-		base = rand.Uint64() >> 16
-	}
-	left := budget
+	b := Budget{From: rand.Uint64() >> 16, Time: 5 * time.Second, Workers: 1, Failures: 5}
 	if testing.Short() {
-		left /= 10
+		b.Time = time.Second
 	}
-	begun, bad := time.Now(), 0
-	n, faults, takeovers, released, longest, longestSeed := 0, 0, 0, 0, time.Duration(0), base
-	applied := map[pact.Kind]int{}
-	for ; *schedules == 0 && time.Since(begun) < left || n < *schedules; n++ {
-		seed := base + uint64(n)
-		w := NewWorld(seed, mutant{}, false)
-		if err := w.Run(); err != nil {
-			t.Errorf("seed %d: %v", seed, err)
-			if bad++; bad == badMax {
-				break
-			}
-		}
-		faults += w.faults
-		takeovers += len(w.checks.starts)
-		released += w.checks.released
-		if w.settled > longest {
-			longest, longestSeed = w.settled, seed
-		}
-		for k, times := range w.raft.applied {
-			applied[k] += times
-		}
+	r := Hunt(b, nil)
+	for _, f := range r.Failed {
+		t.Errorf("%v\nagain: go run ./tests/sim/cmd/pollux-sim %s --trace", f.Violation, f.Plan.Flags())
 	}
-	t.Logf("applied: %v", applied)
-	t.Logf("the longest way back to protection took %v (seed %d)", longest, longestSeed)
-	for _, k := range []pact.Kind{pact.Start, pact.Stop, pact.Protect, pact.Promote, pact.GoSolo, pact.Surrender, pact.Switchover, pact.Cancel, pact.Mark, pact.Disclaim} {
-		if n >= 1000 && applied[k] == 0 {
-			t.Errorf("no schedule had a %s: the test does not go where it should", k)
-		}
+	if never := r.Never(); r.Schedules >= 3000 && len(never) > 0 {
+		t.Errorf("%d schedules had none of %v: the simulation does not go where it should", r.Schedules, never)
 	}
-	t.Logf("%d schedules from seed %d on: %d faults, a guest began to run %d times, %d outputs were seen", n, base, faults, takeovers, released)
+	t.Logf("%d schedules from seed %d on, %d events", r.Schedules, b.From, r.Events)
 }
 
-// one lives through one schedule again.
-func one(t *testing.T, seed uint64, trace bool) {
-	t.Helper()
-	w := NewWorld(seed, mutant{}, true)
-	err := w.Run()
-	if trace {
-		story := w.trace
-		if !*storyFlag && len(story) > 120 {
-			story = story[len(story)-120:]
-		}
-		t.Logf("the story of seed %d:\n%s", seed, strings.Join(story, "\n"))
+const mutantBudget = 5000
+
+// TestChecksFindMistakes shows that the checks see what they are there to see.
+func TestChecksFindMistakes(t *testing.T) {
+	seen := map[string]bool{}
+	for _, m := range Mutants() {
+		t.Run(strings.ReplaceAll(m.Name, " ", "-"), func(t *testing.T) {
+			f := FindMutant(m, mutantBudget)
+			if f.Failure == nil {
+				t.Fatalf("not found in %d schedules", f.Schedules)
+			}
+			seen[f.Failure.Violation.Check] = true
+			t.Logf("found in schedule %d: %v", f.Schedules, f.Failure.Violation)
+		})
 	}
-	if err != nil {
-		t.Fatalf("seed %d: %v\nagain: go test ./tests/sim -run TestSchedules -seed %d -story -v", seed, err, seed)
+	for _, c := range Checks() {
+		if !seen[c] {
+			t.Errorf("no mistake was found by the check of %q: nothing shows that it can find any", c)
+		}
+	}
+}
+
+// TestAgain: a seed is a schedule, whoever lives through it and how often.
+func TestAgain(t *testing.T) {
+	for seed := range uint64(20) {
+		first, second := NewWorld(NewPlan(seed), nil, true), NewWorld(NewPlan(seed), nil, true)
+		if err := first.Run(); err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Run(); err != nil {
+			t.Fatal(err)
+		}
+		clean := func(s []string) []string {
+			return slices.DeleteFunc(slices.Clone(s), func(l string) bool { return strings.Contains(l, "0x") }) // addresses in memory
+		}
+		a, b := clean(first.Story()), clean(second.Story())
+		if !slices.Equal(a, b) {
+			for i := range min(len(a), len(b)) {
+				if a[i] != b[i] {
+					t.Fatalf("seed %d, line %d:\n%s\n%s", seed, i, a[i], b[i])
+				}
+			}
+			t.Fatalf("seed %d: one story has %d lines, the other %d", seed, len(a), len(b))
+		}
+	}
+}
+
+// TestShrink: a shrunk schedule still fails by the same rule, and its flags give it again.
+func TestShrink(t *testing.T) {
+	m := Mutants()[0]
+	for seed := uint64(1); ; seed++ {
+		p := NewPlan(seed)
+		w := NewWorld(p, m, false)
+		if w.Run() == nil || len(p.Faults) < 10 {
+			continue
+		}
+		s := Shrink(p, m, w.failed.Check, 300)
+		if len(s.Faults) >= len(p.Faults) {
+			t.Errorf("seed %d: %d faults are left of %d", seed, len(s.Faults), len(p.Faults))
+		}
+		again := NewWorld(s, m, false)
+		if err := again.Run(); err == nil || again.failed.Check != w.failed.Check {
+			t.Errorf("the shrunk schedule %q: %v; the whole one: %v", s.Flags(), err, w.failed)
+		}
+		return
 	}
 }

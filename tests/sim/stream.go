@@ -75,7 +75,7 @@ func (e *engine) call(party pact.Party, resume bool) {
 	e.stream = s
 	s.end.take, s.end.gone = s.take, func(err error) { s.finish(err.Error()) }
 	s.end.send(hello{term: e.core.Term(), primary: e.p.party, replica: party, resume: resume})
-	e.p.after(handshakeLimit, func() {
+	e.p.timer(handshakeLimit, func() {
 		if !s.welcomed {
 			s.finish("no welcome in time")
 		}
@@ -114,7 +114,7 @@ func (s *stream) finish(why string) {
 			e.forgetImage()
 			e.barren = 0
 		}
-		e.p.after(e.backoff, func() { e.calling = false; e.connect() })
+		e.p.timer(e.backoff, func() { e.calling = false; e.connect() })
 		e.backoff = min(max(2*e.backoff, backoffMin), backoffMax)
 	})
 }
@@ -163,7 +163,7 @@ func (s *stream) take(m any) {
 		s.answered(w)
 		return
 	}
-	s.lastHeard = e.w.now
+	s.lastHeard = e.p.now()
 	switch m := m.(type) {
 	case higherTerm:
 		e.step(primary.Word{Term: m.term})
@@ -249,7 +249,8 @@ func (s *stream) startFill() string {
 
 func (s *stream) bringUp(w welcome) bool {
 	e := s.e
-	s.lastHeard, s.lastSent, s.lastAck = e.w.now, e.w.now, e.w.now
+	now := e.p.now()
+	s.lastHeard, s.lastSent, s.lastAck = now, now, now
 	s.up = true
 	e.contact = 0
 	up := primary.StreamUp{Stream: s.id, Party: s.party}
@@ -282,7 +283,7 @@ func (s *stream) ack(m ack) string {
 		return "the replica holds something else"
 	}
 	e.gap()
-	s.lastAck = e.w.now
+	s.lastAck = e.p.now()
 	s.acked = true
 	e.dropAcked(m.epoch, m.sum)
 	e.step(primary.Acked{Stream: s.id, Epoch: m.epoch})
@@ -318,11 +319,11 @@ func (s *stream) poke() {
 				continue
 			}
 			s.sentUpTo = ep.number
-			m := sent{number: ep.number, term: ep.term, syncing: ep.syncing, final: ep.final, before: s.chain, whole: ep.whole, base: ep.base, state: ep.state, frames: ep.frames}
+			m := &sent{number: ep.number, term: ep.term, syncing: ep.syncing, final: ep.final, before: s.chain, whole: ep.whole, base: ep.base, state: ep.state, frames: ep.frames}
 			s.chain = s.chain.chain(ep.number, ep.state)
 			m.sum = s.chain
 			ep.sum = m.sum
-			s.lastSent = e.w.now
+			s.lastSent = e.p.now()
 			s.end.send(m)
 		}
 	})
