@@ -240,6 +240,7 @@ var ErrDrained = errors.New("the disk was drained")
 func (b *Blk) abandon() {
 	b.generation.Add(1)
 	b.waiting, b.full = 0, false
+	b.workers.forget()
 }
 
 func (b *Blk) forget() {

@@ -56,6 +56,14 @@ func (w *workers) copy(c *copyJob) {
 	w.wake()
 }
 
+// forget drops the requests that nobody has begun: they are of an older generation, and their data would fill
+// the memory while the file stands still and the guest resets its disk over and over.
+func (w *workers) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting, w.flushes = nil, nil
+}
+
 // wake starts one more worker where something waits, and the flusher.
 func (w *workers) wake() {
 	w.mu.Lock()
