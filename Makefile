@@ -9,7 +9,7 @@ REPORT  := $(GO) run ./tests/report
 # What runs under the race detector: everything that shares memory between goroutines and holds no KVM guest.
 RACE ?= ./audit/... ./checkpoint/... ./cluster/... ./console/... ./fencing/... ./lockstep/... ./replica/... ./tests/history/... ./vmm/bus/... ./vmm/memory/... ./vmm/virtio/...
 
-.PHONY: all build demo demo-faults test unit race e2e bench lint fuzz clean setup \
+.PHONY: all build demo demo-faults test unit race e2e bench lint fuzz model clean setup \
 	lab lab-test lab-ci lab-smoke lab-kvm kvm-elsewhere
 
 all: build
@@ -106,6 +106,11 @@ fuzz:
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")"; \
 		done; \
 	done
+
+# The protocol as a formal model, and the mistakes that it must find.
+model:
+	@sh tests/setup.sh model
+	docs/model/check.sh
 
 clean:
 	rm -rf bin

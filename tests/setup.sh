@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the demo or the tests need on a bare Debian machine, and only what is missing.
-# Usage: setup.sh demo|test|lab. Without root it says what to run and fails if the demo can't do without.
+# Usage: setup.sh demo|test|lab|model. Without root it says what to run and fails if the demo can't do without.
 set -eu
 
 missing=
@@ -33,20 +33,20 @@ lab)
 	need debootstrap debootstrap
 	need sfdisk fdisk
 	need mcopy mtools
-	# Guests that boot through firmware.
+	# Guests that boot through firmware, and from disks of their own.
 	need mkfs.vfat dosfstools
 	need grub-mkstandalone grub-common
 	[ -e /usr/lib/grub/x86_64-efi ] || missing="$missing grub-efi-amd64-bin"
 	[ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || missing="$missing ovmf"
-	# The guests' images.
-	need debootstrap debootstrap
-	need mke2fs e2fsprogs
-	need sfdisk fdisk
-	need mcopy mtools
 	need ssh-keygen openssh-client
 	;;
+model)
+	need spin spin
+	need gcc gcc
+	[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+	;;
 *)
-	echo "usage: $0 demo|test|lab" >&2
+	echo "usage: $0 demo|test|lab|model" >&2
 	exit 2
 	;;
 esac
