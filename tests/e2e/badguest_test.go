@@ -86,7 +86,7 @@ func TestGuestsThatCantRun(t *testing.T) {
 		"disk is no multiple of sectors": {d(sized("d1", 1000)), 1, []string{"not a multiple of 512", "qemu-img convert"}},
 		"disk is a directory":            {d(dir), 1, []string{dir, "is a directory"}},
 		"disk is in use":                 {d(busy), 1, []string{busy, "in use by another"}},
-		"disk with an unknown option":    {d(busy + ",rw"), 2, []string{"FILE,readonly"}},
+		"disk with an unknown option":    {d(busy + ",rw"), 2, []string{"known are readonly"}},
 		"no such tap":                    {[]string{"--kernel", "builtin:ledger", "--net", "tap=nowhere"}, 1, []string{`no tap "nowhere"`, "ip tuntap add"}},
 		"no size":                        {[]string{"--kernel", "builtin:ledger", "--memory", "lots"}, 2, []string{"--memory", "256M"}},
 	} {
