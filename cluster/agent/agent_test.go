@@ -99,6 +99,12 @@ func TestAgentAnswers(t *testing.T) {
 	if _, err := Do(context.Background(), path, "freeze"); !errors.Is(err, ErrAgent) || !strings.Contains(err.Error(), "not allowed") {
 		t.Errorf("a refusal: %v", err)
 	}
+	g.answer = func(string) string {
+		return `{"error": {"class": "GenericError", "desc": "\u001b[2J\u009b2J\nall is well"}}` + "\n"
+	}
+	if _, err := Do(context.Background(), path, "ping"); err == nil || strings.ContainsAny(err.Error(), "\x1b\u009b\n") {
+		t.Errorf("a terminal would obey the guest: %q", err)
+	}
 	g.answer = func(string) string { return "{]\n" }
 	if _, err := Do(context.Background(), path, "ping"); !errors.Is(err, ErrAgent) {
 		t.Errorf("nonsense: %v", err)

@@ -185,7 +185,7 @@ func receive(r *bufio.Reader) (json.RawMessage, error) {
 		return nil, fmt.Errorf("%w: an answer that is no JSON: %w", ErrAgent, err)
 	}
 	if answer.Error != nil {
-		return nil, fmt.Errorf("%w refuses: %s", ErrAgent, answer.Error.Desc)
+		return nil, fmt.Errorf("%w refuses: %q", ErrAgent, answer.Error.Desc)
 	}
 	return answer.Return, nil
 }

@@ -62,9 +62,22 @@ func writeAnswer(w io.Writer, a *console.AgentAnswer, dryRun bool) {
 	case len(a.Answer) == 0 || string(a.Answer) == "{}" || json.Indent(&text, a.Answer, "", "  ") != nil:
 		fmt.Fprintf(w, "guest %s, agent %s: done\n", a.Guest, a.Command)
 	default:
-		// JSON holds control characters in escaped form only: nothing here can move a terminal's cursor.
-		fmt.Fprintln(w, text.String())
+		fmt.Fprintln(w, harmless(text.String()))
 	}
+}
+
+// harmless is JSON in which nothing can move a terminal's cursor: it holds control characters below 0x20 in
+// escaped form only, and the others not any more.
+func harmless(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if r >= 0x7f && r < 0xa0 {
+			fmt.Fprintf(&b, "\\u%04x", r)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 // guestBalloonCommand is "pollux guest balloon".
