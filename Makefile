@@ -98,6 +98,15 @@ $(GOLANGCI):
 lint: $(GOLANGCI)
 	GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(GOLANGCI) run ./...
 
+# Random schedules of the real decisions, with every fault there is: about ten minutes on two cores.
+SCHEDULES ?= 1000000
+sim:
+	$(GO) run ./tests/sim/cmd/pollux-sim --schedules $(SCHEDULES)
+
+# Deliberate mistakes, and how soon the simulation finds each.
+sim-mutants:
+	$(GO) run ./tests/sim/cmd/pollux-sim --mutants
+
 # Each fuzz target for FUZZTIME.
 fuzz:
 	@set -e; grep -rlE '^func Fuzz' --include='*_test.go' . | while read -r file; do \

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	replica "github.com/pollux-ha/pollux/replica/core"
@@ -100,10 +101,10 @@ func (x *session) decided(a replica.Action) {
 		x.end.close()
 		s.p.after(0, func() { x.lost("refused", true) })
 	case replica.Prepare:
-		s.whenIdle(func() {
-			s.preparing = true
+		s.preparing = append(s.preparing, x.id)
+		s.whenIdle(x.id, func() {
 			s.p.after(s.w.diskDelay(), func() {
-				s.preparing = false
+				s.preparing = slices.DeleteFunc(s.preparing, func(o replica.Conn) bool { return o == x.id })
 				e := replica.Prepared{Conn: x.id}
 				d := &s.p.host.disk
 				switch {
@@ -121,7 +122,7 @@ func (x *session) decided(a replica.Action) {
 			})
 		})
 	case replica.Welcome:
-		s.whenIdle(func() {
+		s.whenIdle(x.id, func() {
 			if x.over {
 				return
 			}

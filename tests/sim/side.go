@@ -13,18 +13,17 @@ import (
 
 // side is a model of replica.Side with its handler in cmd/pollux/dataplane.
 type side struct {
-	p        *process
-	w        *World
-	core     *replica.Core
-	silence  *fencing.Silence
-	sessions map[replica.Conn]*session
-	conns    replica.Conn
-	image    image
-	work     []func(done func())
-	again    int // numbers the timers: the last one counts
-	// preparing: a stream's disks are being made ready; the streams after it wait, wanted or not.
-	preparing bool
-	half      bool // the last stream ended in the middle of an epoch
+	p         *process
+	w         *World
+	core      *replica.Core
+	silence   *fencing.Silence
+	sessions  map[replica.Conn]*session
+	conns     replica.Conn
+	image     image
+	work      []func(done func())
+	again     int            // numbers the timers: the last one counts
+	preparing []replica.Conn // streams for which the disks are being made ready
+	half      bool           // the last stream ended in the middle of an epoch
 	closed    bool
 }
 
@@ -190,13 +189,14 @@ func (s *side) next() {
 	})
 }
 
-// whenIdle runs fn once nothing is under way that may use the image.
-func (s *side) whenIdle(fn func()) {
-	if len(s.work) == 0 && !s.preparing {
+// whenIdle runs fn once nothing is under way that may use the image: no work, and no stream before this one that is
+// still being made ready, wanted or not.
+func (s *side) whenIdle(id replica.Conn, fn func()) {
+	if len(s.work) == 0 && !slices.ContainsFunc(s.preparing, func(o replica.Conn) bool { return o < id }) {
 		fn()
 		return
 	}
-	s.p.after(1e6, func() { s.whenIdle(fn) })
+	s.p.after(1e6, func() { s.whenIdle(id, fn) })
 }
 
 func (s *side) coldStart(a replica.ColdStart, decided time.Duration, done func()) {

@@ -169,6 +169,9 @@ func (w *World) Run() error {
 		}
 		w.strike(f)
 	}
+	if w.failed == nil && w.Stats.Faults == [len(w.Stats.Faults)]int{} && len(w.plan.Faults) > 0 {
+		w.strike(Fault{N: w.plan.faults, kind: 0, seed: w.plan.Seed}) // nothing was there that the others could have struck
+	}
 	w.until(begin + w.plan.Length)
 	if w.failed == nil {
 		w.heal()
