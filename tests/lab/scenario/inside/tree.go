@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // filesPerDir bounds a directory of the tree.
@@ -46,7 +48,10 @@ func writeTree(c net.Conn, dir string) error {
 			return err
 		}
 		if _, gone := fmt.Fprintln(c, n); gone != nil {
-			return nil // the client has had enough
+			if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrClosedPipe) {
+				return nil // the client has had enough
+			}
+			return err
 		}
 	}
 }
