@@ -308,5 +308,6 @@ func (b *Balloon) load(r *codec.Reader, queues []queue) (apply func()) {
 		b.target, b.actual, b.stats = target, actual, stats
 		b.held, b.head, b.hintID, b.hinting = held, head, hintID, hinting
 		b.hint = nil // whoever wanted hints was on the other host
+		b.lastHint = max(b.lastHint, hintID)
 	}
 }

@@ -34,4 +34,9 @@ func TestBalloonHintsEndWithATakeover(t *testing.T) {
 	if heard != 1 {
 		t.Errorf("%d hints were heard", heard)
 	}
+	// What the driver still says under the old number must not pass for an answer to the next question.
+	r.Do(func() { r.b.Hints(func(int, int) { heard++ }) })
+	if next := uint32(r.Load(r.d.Device+balloonHintID, 4)); next == id {
+		t.Errorf("the number %d is used again", next)
+	}
 }
