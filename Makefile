@@ -9,7 +9,7 @@ REPORT  := $(GO) run ./tests/report
 # What runs under the race detector: everything that shares memory between goroutines and holds no KVM guest.
 RACE ?= ./audit/... ./checkpoint/... ./cluster/... ./console/... ./fencing/... ./lockstep/... ./replica/... ./tests/history/... ./vmm/bus/... ./vmm/memory/... ./vmm/virtio/...
 
-.PHONY: all build demo demo-faults test unit race e2e bench lint fuzz model clean setup \
+.PHONY: all build demo demo-faults test unit race e2e bench lint fuzz model sim sim-mutants clean setup \
 	lab lab-test lab-ci lab-smoke lab-kvm kvm-elsewhere
 
 all: build
@@ -98,7 +98,7 @@ $(GOLANGCI):
 lint: $(GOLANGCI)
 	GOLANGCI_LINT_CACHE=$(CURDIR)/.cache/lint $(GOLANGCI) run ./...
 
-# Random schedules of the real decisions, with every fault there is: about ten minutes on two cores.
+# Random schedules of the real decisions, with every kind of fault: some minutes on two cores.
 SCHEDULES ?= 1000000
 sim:
 	$(GO) run ./tests/sim/cmd/pollux-sim --schedules $(SCHEDULES)
