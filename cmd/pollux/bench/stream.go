@@ -23,7 +23,8 @@ type stream struct {
 	sent    *atomic.Uint64 // bytes given to TCP
 
 	replica image
-	ended   chan error // the replica's end
+	done    chan struct{} // the replica has ended, with
+	ended   error
 }
 
 // image is the replica's memory.
@@ -57,13 +58,14 @@ func newStream(ctx context.Context, pages int) (_ *stream, err error) {
 		return nil, fmt.Errorf("listen for the stream: %w", err)
 	}
 	defer l.Close()
-	s := &stream{replica: make(image, pages*checkpoint.PageSize), ended: make(chan error, 1)}
+	s := &stream{replica: make(image, pages*checkpoint.PageSize), done: make(chan struct{})}
 	go func() {
 		conn, err := l.Accept()
 		if err == nil {
 			err = s.serve(conn)
 		}
-		s.ended <- err
+		s.ended = err
+		close(s.done)
 	}()
 	var d net.Dialer
 	tcp, err := d.DialContext(ctx, "tcp", l.Addr().String())
@@ -151,8 +153,8 @@ func (s *stream) send(e *checkpoint.Epoch) (sending, error) {
 // why is how the replica ended, if it has.
 func (s *stream) why() error {
 	select {
-	case err := <-s.ended:
-		return err
+	case <-s.done:
+		return s.ended
 	default:
 		return nil
 	}
@@ -161,5 +163,6 @@ func (s *stream) why() error {
 // close says goodbye and returns once the replica has applied everything.
 func (s *stream) close() error {
 	err := s.writer.Write(&checkpoint.Goodbye{Reason: "measured"})
-	return errors.Join(err, <-s.ended, s.conn.Close())
+	<-s.done
+	return errors.Join(err, s.ended, s.conn.Close())
 }

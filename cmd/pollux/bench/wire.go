@@ -81,7 +81,7 @@ func (b *bench) wireRow(ctx context.Context, name string, c changes) (_ Row, err
 		case <-ctx.Done():
 			return Row{}, fmt.Errorf("the guest does not pause: %w", context.Cause(ctx))
 		}
-		sent, err := s.send(&checkpoint.Epoch{Number: pact.Epoch(i + 1), Term: 1, Pages: capture.Pages, Data: capture.Data, State: capture.State})
+		sent, err := s.send(&checkpoint.Epoch{Number: pact.Epoch(i + 1), Term: 1, Pages: capture.Pages, Data: capture.Data, Zero: capture.Zero, State: capture.State})
 		if err != nil {
 			return Row{}, err
 		}
