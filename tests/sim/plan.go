@@ -110,7 +110,7 @@ func NewPlan(seed uint64) Plan {
 	if !one(4) {
 		at += 250*time.Millisecond + upTo(350*time.Millisecond) // when it is protected, as a rule
 	}
-	end := at + 200*time.Millisecond + upTo(1200*time.Millisecond)
+	end := at + 300*time.Millisecond + upTo(1500*time.Millisecond)
 	if one(4) {
 		end += upTo(6 * time.Second)
 	}
