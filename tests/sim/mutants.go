@@ -216,9 +216,7 @@ func pactMutants() []*Mutant {
 				if v.Applied && c.Kind == pact.Promote && v.Assignment.Term == before.Term+1 {
 					r.edit(c.Guest, func(a *pact.Assignment) {
 						a.Term, a.Tenure = before.Term, before.Term
-						for i := range a.Unproven {
-							a.Unproven[i].Term = min(a.Unproven[i].Term, a.Term)
-						}
+						a.Unproven = nil
 					})
 				}
 				return v

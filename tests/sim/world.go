@@ -51,7 +51,7 @@ func NewWorld(p Plan, m *Mutant, tracing bool) *World {
 	w.clock.fns = make([]func(), 0, 128)
 	w.now = time.Second
 	w.pace = time.Duration(2+w.rng.IntN(12)) * time.Millisecond
-	w.journalLag = []time.Duration{3, 50, 500}[w.rng.IntN(3)] * time.Millisecond
+	w.journalLag = []time.Duration{3 * time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond}[w.rng.IntN(3)]
 	w.raft = newRaft(w)
 	for i, name := range []string{"a", "b"} {
 		w.nodes[i] = newNode(w, i, name)
