@@ -2,6 +2,8 @@ package sim
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/pollux-ha/pollux/cluster/link"
@@ -322,8 +324,8 @@ func (p *process) end(how replica.Ending, why string) {
 	if p.engine != nil {
 		p.engine.close()
 	}
-	for _, x := range p.side.sessions {
-		x.end.close()
+	for _, id := range slices.Sorted(maps.Keys(p.side.sessions)) {
+		p.side.sessions[id].end.close() // in an order: each draws a delay
 	}
 	p.after(p.w.small(), func() { p.die(false) })
 }

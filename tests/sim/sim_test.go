@@ -48,7 +48,7 @@ func TestChecksFindMistakes(t *testing.T) {
 
 // TestAgain: a seed is a schedule, whoever lives through it and how often.
 func TestAgain(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(200) {
 		first, second := NewWorld(NewPlan(seed), nil, true), NewWorld(NewPlan(seed), nil, true)
 		if err := first.Run(); err != nil {
 			t.Fatal(err)
