@@ -57,10 +57,10 @@ func newStream(ctx context.Context, pages int) (_ *stream, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for the stream: %w", err)
 	}
-	defer l.Close()
 	s := &stream{replica: make(image, pages*checkpoint.PageSize), done: make(chan struct{})}
 	go func() {
 		conn, err := l.Accept()
+		l.Close() // not before: it would reset a connection that is not yet accepted
 		if err == nil {
 			err = s.serve(conn)
 		}
@@ -70,6 +70,7 @@ func newStream(ctx context.Context, pages int) (_ *stream, err error) {
 	var d net.Dialer
 	tcp, err := d.DialContext(ctx, "tcp", l.Addr().String())
 	if err != nil {
+		l.Close()
 		return nil, fmt.Errorf("open the stream: %w", err)
 	}
 	c := &counted{Conn: tcp}
