@@ -248,3 +248,27 @@ func TestFollowersApplyAtOnce(t *testing.T) {
 	}
 	t.Logf("from a proposal on one host to its application on the other: mean %v, worst %v", sum/rounds, worst)
 }
+
+// A voter that has forgotten what it promised does not help somebody to lead who never heard of it.
+func TestALostLogGivesNoVote(t *testing.T) {
+	w, a, b, wit := trio(t)
+	a.must(create("c1"))
+	b.sees("the guest", func(g pact.Assignment) bool { return g.Guest == "g" })
+	w.isolate("b", true)
+	a.must(pact.Command{Kind: pact.Start, ID: "s1", By: pa})
+	a.stop()
+	wit.stop()
+	if err := os.RemoveAll(filepath.Join(wit.dir, "raft")); err != nil {
+		t.Fatal(err)
+	}
+	wit.start()
+	w.isolate("b", false)
+	// b and the witness are two of three addresses, and no majority: b asks for votes in vain.
+	eventually(t, "b was refused a vote", func() bool { return wit.node.trans.refused.Load() > 0 })
+	if s := b.node.raft.State(); s == raft.Leader {
+		t.Fatal("b leads without the entry that a and the witness had committed")
+	}
+	a.start()
+	ready(t, wit, a, b, wit)
+	b.sees("the start", func(g pact.Assignment) bool { return g.Primary == pa && g.Term == 1 })
+}

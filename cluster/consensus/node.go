@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -159,6 +160,9 @@ func (n *Node) open() error {
 	}
 	n.trans.mu.Lock()
 	n.trans.leading = func() bool { return n.raft.State() == raft.Leader }
+	n.trans.member = func() bool {
+		return slices.ContainsFunc(n.servers(), func(s raft.Server) bool { return s.ID == c.LocalID })
+	}
 	n.trans.mu.Unlock()
 	return nil
 }

@@ -1,7 +1,9 @@
 package consensus
 
 import (
+	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -14,12 +16,19 @@ import (
 type transport struct {
 	*raft.NetworkTransport
 	leading func() bool
+	member  func() bool // this node is in the configuration that its own log has
 
 	mu    sync.Mutex
 	heard map[raft.ServerAddress]chan struct{} // closed at the next heartbeat that is answered
 
 	beat  sync.RWMutex // held while a heartbeat is taken
 	ended bool
+
+	passed  chan raft.RPC // what the library gets of what others ask
+	refused atomic.Uint64 // votes that this node must not give
+	closed  chan struct{}
+	done    chan struct{} // pass has returned
+	once    sync.Once
 }
 
 const (
@@ -36,7 +45,51 @@ var (
 )
 
 func newTransport(t *raft.NetworkTransport) *transport {
-	return &transport{NetworkTransport: t, leading: func() bool { return false }, heard: map[raft.ServerAddress]chan struct{}{}}
+	n := &transport{
+		NetworkTransport: t, leading: func() bool { return false }, member: func() bool { return false },
+		heard:  map[raft.ServerAddress]chan struct{}{},
+		passed: make(chan raft.RPC), closed: make(chan struct{}), done: make(chan struct{}),
+	}
+	go n.pass()
+	return n
+}
+
+// errNoVote is the answer of a voter that must not vote.
+var errNoVote = errors.New("no vote: this log does not know of its own member")
+
+// Consumer is where the library hears what others ask of it.
+func (t *transport) Consumer() <-chan raft.RPC { return t.passed }
+
+// pass hands on what others ask, but for one thing. A voter that lost its log comes back as another member, yet
+// a candidate that has not heard of that still asks at the same address, and the library of a node that knows
+// nothing gives its vote to anybody: with the vote of who has forgotten an entry, somebody could lead who
+// never had it. Whoever finds itself in its own log, as a voter or not yet, has been sent everything that was
+// committed before it was entered there.
+func (t *transport) pass() {
+	defer close(t.done)
+	for {
+		select {
+		case <-t.closed:
+			return
+		case rpc := <-t.NetworkTransport.Consumer():
+			switch rpc.Command.(type) {
+			case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest:
+				t.mu.Lock()
+				member := t.member
+				t.mu.Unlock()
+				if !member() {
+					t.refused.Add(1)
+					rpc.Respond(nil, errNoVote)
+					continue
+				}
+			}
+			select {
+			case t.passed <- rpc:
+			case <-t.closed:
+				return
+			}
+		}
+	}
 }
 
 // SetHeartbeatHandler makes heartbeats end with the node. The library takes them on the connection's own
@@ -58,6 +111,8 @@ func (t *transport) Close() error {
 	t.beat.Lock()
 	t.ended = true
 	t.beat.Unlock()
+	t.once.Do(func() { close(t.closed) })
+	<-t.done
 	return t.NetworkTransport.Close()
 }
 

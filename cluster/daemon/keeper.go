@@ -332,8 +332,8 @@ func (k *keeper) transition(a pact.Assignment, exists bool) {
 		return
 	}
 	if a.Term != k.last.Term && k.last.Guest != "" {
-		if k.order != nil && a.Runs() && a.Primary.Host == k.d.name {
-			k.order = nil // it has been carried out
+		if k.order != nil && a.Runs() {
+			k.order = nil // it has been carried out, or the guest runs without it: what it accepts was meant for then
 		}
 		if k.startID != "" && k.startFor.Term != a.Term {
 			k.startID = ""
