@@ -113,9 +113,11 @@ func TestAgentAnswers(t *testing.T) {
 	if _, err := Do(context.Background(), path, "ping"); err == nil {
 		t.Error("an answer without end")
 	}
+	g.mu.Lock()
 	if want := "guest-get-osinfo"; g.asked[0] != want {
 		t.Errorf("asked %v", g.asked)
 	}
+	g.mu.Unlock()
 	if _, err := Do(context.Background(), path, "exec"); !errors.Is(err, ErrCommand) {
 		t.Errorf("a command that there is not: %v", err)
 	}
