@@ -50,128 +50,110 @@ func (o *diskOptions) ready(cmd *cobra.Command) (err error) {
 	return nil
 }
 
-func (p *program) writeDisk(w io.Writer, i diskimage.Info) error {
-	return p.write(w, i, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %s, %s (%d bytes), %s on this machine\n", i.Path, i.Format, bytesText(i.SizeBytes), i.SizeBytes, bytesText(i.ActualBytes))
+// diskJob is a command that answers with a disk.
+func (p *program) diskJob(use, short, long string, args int, do func(cmd *cobra.Command, args []string) (diskimage.Info, error)) *cobra.Command {
+	return p.withOutput(&cobra.Command{
+		Use:   use,
+		Short: short,
+		Long:  long,
+		Args:  cobra.ExactArgs(args),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			i, err := do(cmd, args)
+			if err != nil {
+				return err
+			}
+			return p.write(cmd.OutOrStdout(), i, func(w io.Writer) {
+				fmt.Fprintf(w, "%s: %s, %s (%d bytes), %s on this machine\n", i.Path, i.Format, bytesText(i.SizeBytes), i.SizeBytes, bytesText(i.ActualBytes))
+			})
+		},
 	})
 }
 
 func (p *program) diskImportCommand() *cobra.Command {
 	var o diskOptions
-	cmd := &cobra.Command{
-		Use:   "import IMAGE FILE",
-		Short: "Make a raw disk from an image",
-		Long: `Make a raw disk from an image of another hypervisor. FILE appears only when it is whole.
+	cmd := p.diskJob("import IMAGE FILE", "Make a raw disk from an image",
+		`Make a raw disk from an image of another hypervisor. FILE appears only when it is whole.
 
 The image's format is recognized. Say --format raw for a raw disk whose guest you don't trust: it may have
-written something there that looks like another format.`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
+written something there that looks like another format.`, 2,
+		func(cmd *cobra.Command, args []string) (diskimage.Info, error) {
 			if err := o.ready(cmd); err != nil {
-				return err
+				return diskimage.Info{}, err
 			}
-			i, err := diskimage.Import(cmd.Context(), args[0], args[1], o.image)
-			if err != nil {
-				return err
-			}
-			return p.writeDisk(cmd.OutOrStdout(), i)
-		},
-	}
+			return diskimage.Import(cmd.Context(), args[0], args[1], o.image)
+		})
 	cmd.Flags().StringVar(&o.format, "format", "", "the image's format, where it is not to be recognized")
 	cmd.Flags().IntVar(&o.image.Number, "number", 0, "which disk of an OVA, counted from 0")
 	o.force(cmd)
-	return p.withOutput(cmd)
+	return cmd
 }
 
 func (p *program) diskExportCommand() *cobra.Command {
 	var o diskOptions
-	cmd := &cobra.Command{
-		Use:   "export FILE IMAGE",
-		Short: "Write a raw disk as an image of another format",
-		Args:  cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := p.diskJob("export FILE IMAGE", "Write a raw disk as an image of another format", "", 2,
+		func(cmd *cobra.Command, args []string) (diskimage.Info, error) {
 			if err := o.ready(cmd); err != nil {
-				return err
+				return diskimage.Info{}, err
 			}
 			if err := diskimage.Export(cmd.Context(), args[0], args[1], o.image); err != nil {
-				return err
+				return diskimage.Info{}, err
 			}
-			i, err := diskimage.Look(cmd.Context(), args[1], o.image.Format)
-			if err != nil {
-				return err
-			}
-			return p.writeDisk(cmd.OutOrStdout(), i)
-		},
-	}
+			return diskimage.Look(cmd.Context(), args[1], o.image.Format)
+		})
 	cmd.Flags().StringVar(&o.format, "format", string(diskimage.QCOW2), "the image's format: "+strings.Join(diskimage.Formats(), ", "))
 	cmd.Flags().BoolVar(&o.image.Compress, "compress", false, "compress it (qcow2, vmdk)")
 	o.force(cmd)
-	return p.withOutput(cmd)
+	return cmd
+}
+
+// diskSize reads the size that a command was given.
+func diskSize(s string) (uint64, error) {
+	size, err := parseBytes(s)
+	if err != nil {
+		return 0, usagef("%s: %w", s, err)
+	}
+	return size, nil
 }
 
 func (p *program) diskCreateCommand() *cobra.Command {
 	var o diskOptions
-	cmd := &cobra.Command{
-		Use:   "create FILE SIZE",
-		Short: "Make an empty raw disk",
-		Args:  cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			size, err := parseBytes(args[1])
+	cmd := p.diskJob("create FILE SIZE", "Make an empty raw disk", "", 2,
+		func(_ *cobra.Command, args []string) (diskimage.Info, error) {
+			size, err := diskSize(args[1])
 			if err != nil {
-				return usagef("%s: %w", args[1], err)
+				return diskimage.Info{}, err
 			}
-			i, err := diskimage.Create(args[0], size, o.image.Replace)
-			if err != nil {
-				return err
-			}
-			return p.writeDisk(cmd.OutOrStdout(), i)
-		},
-	}
+			return diskimage.Create(args[0], size, o.image.Replace)
+		})
 	o.force(cmd)
-	return p.withOutput(cmd)
+	return cmd
 }
 
 func (p *program) diskResizeCommand() *cobra.Command {
 	var shrink bool
-	cmd := &cobra.Command{
-		Use:   "resize FILE SIZE",
-		Short: "Change the size of a raw disk",
-		Long: `Change the size of a raw disk that no guest uses. The disks of a guest in a cluster have the size that
-the guest was created with, on all of its hosts: this command is for files that are not yet a guest's.`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			size, err := parseBytes(args[1])
+	cmd := p.diskJob("resize FILE SIZE", "Change the size of a raw disk",
+		`Change the size of a raw disk that no guest uses. The disks of a guest in a cluster have the size that
+the guest was created with, on all of its hosts: this command is for files that are not yet a guest's.`, 2,
+		func(_ *cobra.Command, args []string) (diskimage.Info, error) {
+			size, err := diskSize(args[1])
 			if err != nil {
-				return usagef("%s: %w", args[1], err)
+				return diskimage.Info{}, err
 			}
-			i, err := diskimage.Resize(args[0], size, shrink)
-			if err != nil {
-				return err
-			}
-			return p.writeDisk(cmd.OutOrStdout(), i)
-		},
-	}
+			return diskimage.Resize(args[0], size, shrink)
+		})
 	cmd.Flags().BoolVar(&shrink, "shrink", false, "allow a smaller size, which cuts off the end of the disk")
-	return p.withOutput(cmd)
+	return cmd
 }
 
 func (p *program) diskInfoCommand() *cobra.Command {
 	var o diskOptions
-	cmd := &cobra.Command{
-		Use:   "info IMAGE",
-		Short: "Say what a disk image is",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := p.diskJob("info IMAGE", "Say what a disk image is", "", 1,
+		func(cmd *cobra.Command, args []string) (diskimage.Info, error) {
 			if err := o.ready(cmd); err != nil {
-				return err
+				return diskimage.Info{}, err
 			}
-			i, err := diskimage.Look(cmd.Context(), args[0], o.image.Format)
-			if err != nil {
-				return err
-			}
-			return p.writeDisk(cmd.OutOrStdout(), i)
-		},
-	}
+			return diskimage.Look(cmd.Context(), args[0], o.image.Format)
+		})
 	cmd.Flags().StringVar(&o.format, "format", "", "the image's format, where it is not to be recognized")
-	return p.withOutput(cmd)
+	return cmd
 }
