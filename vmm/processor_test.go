@@ -75,17 +75,7 @@ func testExtended(t *testing.T, model cpu.Model, from, before string) {
 	a.raw(0x48, 0xff, 0x43, 0x10) // inc qword [rbx+16]
 	a.label("end").jmp("end")
 
-	c := NewCapture(1 << 14)
-	type image struct{ ram, state []byte }
-	images := make(chan image, 1)
-	var m *Machine
-	m = newMachine(t, Config{OnPause: func(p *Pause) bool {
-		if err := p.Capture(c); err != nil {
-			t.Error(err)
-		}
-		images <- image{bytes.Clone(m.RAM().Bytes()), bytes.Clone(c.State)}
-		return false
-	}})
+	m, images := captured(t)
 	load(t, m, a.bytes(), nil)
 	entry := userEntry()
 	entry.CR4 |= cr4OSXSAVE
@@ -172,17 +162,7 @@ func TestMSRsSurvive(t *testing.T) {
 		0x400: ^uint64(0), 0x17a: 0, 0x17b: ^uint64(0), // machine check banks on
 		0x48: 1, // IBRS
 	}
-	c := NewCapture(1 << 14)
-	type image struct{ ram, state []byte }
-	images := make(chan image, 1)
-	var m *Machine
-	m = newMachine(t, Config{OnPause: func(p *Pause) bool {
-		if err := p.Capture(c); err != nil {
-			t.Error(err)
-		}
-		images <- image{bytes.Clone(m.RAM().Bytes()), bytes.Clone(c.State)}
-		return false
-	}})
+	m, images := captured(t)
 	load(t, m, countCode, nil)
 	set := 0
 	for _, index := range m.msrs {
@@ -221,4 +201,22 @@ func TestMSRsSurvive(t *testing.T) {
 		}
 	}
 	t.Logf("%d MSRs are saved, %d of them had values of their own", len(m.msrs), set)
+}
+
+// image is a machine at rest.
+type image struct{ ram, state []byte }
+
+// captured makes a machine that stays in each pause that is asked for, and tells its image then.
+func captured(t *testing.T) (*Machine, <-chan image) {
+	c := NewCapture(1 << 14)
+	images := make(chan image, 1)
+	var m *Machine
+	m = newMachine(t, Config{OnPause: func(p *Pause) bool {
+		if err := p.Capture(c); err != nil {
+			t.Error(err)
+		}
+		images <- image{bytes.Clone(m.RAM().Bytes()), bytes.Clone(c.State)}
+		return false
+	}})
+	return m, images
 }

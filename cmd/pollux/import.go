@@ -20,9 +20,6 @@ import (
 	"github.com/pollux-ha/pollux/console"
 )
 
-// maxDescriptionBytes bounds a libvirt domain XML or an OVF description.
-const maxDescriptionBytes = 4 << 20
-
 // imported is what `guest import` answers with.
 type imported struct {
 	Guest *console.Guest `json:"guest"`
@@ -127,12 +124,9 @@ func readDomain(path string) (d *domain.Domain, archive string, err error) {
 		return nil, "", fmt.Errorf("read the description: %w", err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxDescriptionBytes+1))
+	b, err := domain.Read(f)
 	if err != nil {
-		return nil, "", fmt.Errorf("read the description: %w", err)
-	}
-	if len(b) > maxDescriptionBytes {
-		return nil, "", fmt.Errorf("%s has more than %d bytes; is it a domain XML, an OVF or, by its name, an OVA?", path, maxDescriptionBytes)
+		return nil, "", fmt.Errorf("%s: %w; is it a domain XML, an OVF or, by its name, an OVA?", path, err)
 	}
 	if strings.EqualFold(filepath.Ext(path), ".ovf") {
 		d, err = domain.ParseOVF(b)

@@ -13,9 +13,6 @@ import (
 	"github.com/pollux-ha/pollux/cmd/pollux/domain"
 )
 
-// maxDescriptionBytes bounds the OVF description in an archive.
-const maxDescriptionBytes = 4 << 20
-
 // isArchive says whether a file is a tar archive, as an OVA is: POSIX.1-1988 puts "ustar" at byte 257.
 func isArchive(path string) bool {
 	f, err := os.Open(path)
@@ -36,12 +33,9 @@ func Description(path string) (*domain.Domain, error) {
 		if !strings.EqualFold(filepath.Ext(name), ".ovf") {
 			return true, nil
 		}
-		b, err := io.ReadAll(io.LimitReader(r, maxDescriptionBytes+1))
+		b, err := domain.Read(r)
 		if err != nil {
 			return false, err
-		}
-		if len(b) > maxDescriptionBytes {
-			return false, fmt.Errorf("the description has more than %d bytes", maxDescriptionBytes)
 		}
 		found, err = domain.ParseOVF(b)
 		return false, err

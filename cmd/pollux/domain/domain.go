@@ -6,6 +6,7 @@ package domain
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -58,6 +59,21 @@ const (
 	maxCPUs    = 1 << 16 // what can be a count at all; the guest's own limit is lower
 	maxDevices = 256
 )
+
+// maxBytes bounds a description.
+const maxBytes = 4 << 20
+
+// Read reads a description, up to its bound.
+func Read(r io.Reader) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, maxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the description: %w", err)
+	}
+	if len(b) > maxBytes {
+		return nil, fmt.Errorf("%w: it has more than %d bytes", ErrDescription, maxBytes)
+	}
+	return b, nil
+}
 
 func (d *Domain) leave(what, why string, a ...any) {
 	d.Left = append(d.Left, Left{What: what, Why: fmt.Sprintf(why, a...)})
