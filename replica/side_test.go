@@ -113,6 +113,15 @@ func (r *rig) applied(term pact.Term, mode pact.Mode, primary, replica pact.Part
 	}})
 }
 
+// settle waits until everything that was decided so far has been done.
+func (r *rig) settle() {
+	r.side.mu.Lock()
+	defer r.side.mu.Unlock()
+	for r.side.pending > 0 {
+		r.side.idle.Wait()
+	}
+}
+
 // twin is a primary's end of a stream.
 type twin struct {
 	t        *testing.T
@@ -460,6 +469,7 @@ func TestNothingUnloggedIsOverwritten(t *testing.T) {
 	if p := r.dial(checkpoint.Hello{Term: 1}); p.welcome.Refused == "" {
 		t.Error("accepted")
 	}
+	r.settle()
 	if m, _ := mark.Read(r.disk); m.State != mark.Outdated {
 		t.Errorf("%+v", m)
 	}
@@ -555,10 +565,12 @@ func TestAnotherKernelIsRefused(t *testing.T) {
 	same := checkpoint.BootDigest([]byte("kernel"), []byte("initrd"))
 	r := newRig(t, func(c *Config) { c.Boot = same })
 	r.applied(1, pact.Solo, a1, pact.Party{}, 0)
+	r.settle() // the new primary's disk is the current one from now on, and this one is marked so
 	before, _ := mark.Read(r.disk)
 	if p := r.dial(checkpoint.Hello{Term: 1, Boot: checkpoint.BootDigest([]byte("kernelinitrd"), nil)}); !strings.Contains(p.welcome.Refused, "kernel") {
 		t.Errorf("refused: %q", p.welcome.Refused)
 	}
+	r.settle()
 	if m, _ := mark.Read(r.disk); m != before {
 		t.Errorf("a refused stream has changed the disk's mark: %+v", m)
 	}
