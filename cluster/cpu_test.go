@@ -58,18 +58,20 @@ func TestACPUForBothHosts(t *testing.T) {
 		if h, err := probe(); err == nil {
 			text = strings.Join(h.Features.Names(), " ")
 		}
-		w.eventually("the witness knows of the CPU of "+m.cfg.Name, func() bool {
-			s, err := w.client.Status(ctx)
-			if err != nil {
-				return false
-			}
-			for _, o := range s.Members {
-				if o.Name == m.cfg.Name {
-					return o.CPU != nil && strings.Join(o.CPU.Features, " ") == text
+		for _, n := range []*machine{a, b, w} {
+			n.eventually(n.cfg.Name+" knows of the CPU of "+m.cfg.Name, func() bool {
+				s, err := n.client.Status(ctx)
+				if err != nil {
+					return false
 				}
-			}
-			return false
-		})
+				for _, o := range s.Members {
+					if o.Name == m.cfg.Name {
+						return o.CPU != nil && strings.Join(o.CPU.Features, " ") == text
+					}
+				}
+				return false
+			})
+		}
 	}
 	restart(a, processor(t, bmi1|avx2|smep))
 	restart(b, processor(t, avx2|smep))

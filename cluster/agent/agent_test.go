@@ -63,7 +63,11 @@ func (g *guest) input(p []byte) (int, error) {
 }
 
 func (g *guest) obey(line string) {
-	line, delimited := strings.CutPrefix(line, "\xff")
+	// The sentinel ends what an earlier client left unfinished.
+	_, after, delimited := strings.Cut(line, "\xff")
+	if delimited {
+		line = after
+	}
 	var q struct {
 		Execute   string
 		Arguments struct{ ID int64 }

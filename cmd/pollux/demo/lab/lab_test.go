@@ -366,7 +366,16 @@ func TestNothingIsLeft(t *testing.T) {
 				}
 				return
 			}
-			// A killed session can't remove its directory; the next one does.
+			// A killed session can't remove its directory; the next one does. A process that ends has lost
+			// its memory, and with it its mark, before its files.
+			lock, err := os.Open(filepath.Join(dir, lockName))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+				t.Fatal(err)
+			}
+			lock.Close()
 			old := time.Now().Add(-time.Hour)
 			if err := os.Chtimes(dir, old, old); err != nil {
 				t.Fatal(err)
