@@ -34,9 +34,10 @@ type memory struct {
 }
 
 const (
-	// recentMax bounds the memory of commands per guest. A proposer has a handful under way; a
-	// duplicate that comes after so many others names a term that is long past.
-	recentMax = 32
+	// recentMax bounds the memory of commands per guest. A duplicate comes within the seconds for which its
+	// proposer goes on asking, and proposers have a handful under way; most of what is applied raises the
+	// term, which bars a later one, but SetDesired and what is refused do not.
+	recentMax = 128
 	livesMax  = 256
 )
 
