@@ -10,6 +10,7 @@ import (
 	"github.com/pollux-ha/pollux/tests/lab/control"
 	"github.com/pollux-ha/pollux/tests/lab/emulator"
 	"github.com/pollux-ha/pollux/tests/lab/parts"
+	"github.com/pollux-ha/pollux/vmm/firmware"
 )
 
 // Host is a lab host: an emulated machine with KVM. Its root is in memory; /data is its disk and outlives
@@ -123,9 +124,14 @@ func (h *Host) boot(ctx context.Context) (*emulator.Machine, error) {
 			return nil, err
 		}
 	}
-	err := parts.Host{Kernel: h.lab.kernel, Modules: h.lab.options.Modules, Setup: setup,
-		Files: map[string]string{"/bin/pollux": h.lab.options.Pollux}}.Write(ctx, spec.Initrd)
-	if err != nil {
+	files := map[string]string{"/bin/pollux": h.lab.options.Pollux}
+	if h.lab.options.Firmware {
+		for _, name := range []string{firmware.DefaultCode, firmware.DefaultVars} {
+			files[name] = name
+		}
+	}
+	host := parts.Host{Kernel: h.lab.kernel, Modules: h.lab.options.Modules, Setup: setup, Files: files, CalmKVM: h.lab.options.Firmware}
+	if err := host.Write(ctx, spec.Initrd); err != nil {
 		return nil, err
 	}
 	return start(ctx, spec, h.lab.logf)

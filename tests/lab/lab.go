@@ -39,6 +39,9 @@ type Options struct {
 	Data map[string]string
 	// Modules are further modules that the hosts load.
 	Modules []string
+	// Firmware has guests boot through UEFI firmware: the hosts have OVMF, and a KVM that bears it under
+	// emulation (parts.CalmKVM).
+	Firmware bool
 	// Kernel of the hosts: parts.Ordinary or parts.Cloud.
 	Kernel string
 	// Pollux is the program under test; empty: what POLLUX_LAB_PROGRAM names, or else it is built from the

@@ -144,7 +144,7 @@ func (s *stage) build() {
 	tree, err := images.Client(ctx, parts.Cached(""), logf)
 	s.must("the client's tools are there", err)
 
-	wanted := lab.Options{MemoryMiB: 1536, Data: map[string]string{
+	wanted := lab.Options{MemoryMiB: 1536, Firmware: o.uefi, Data: map[string]string{
 		"images/vmlinuz": s.image.Kernel, "images/initrd": s.image.Initrd,
 		// Both copies begin with the image, as an operator would do it who has put it on both hosts.
 		"pollux/guests/" + guestName + "/disk0.raw": s.image.Disk,
