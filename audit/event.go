@@ -38,6 +38,7 @@ const (
 	DiskMark    Kind = "disk-mark"    // a disk copy becomes current, outdated or inconsistent
 	Membership  Kind = "membership"   // a host or witness joins, leaves, or changes its vote
 	Operator    Kind = "operator-order"
+	Access      Kind = "access"     // somebody was turned away from the API or from joining: from, reason
 	LogRepair   Kind = "log-repair" // the rest of an unfinished append was cut off: bytes, text
 )
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/pollux-ha/pollux/cluster/access"
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
@@ -18,6 +19,8 @@ type entry struct {
 	Command *pact.Command `json:"command,omitempty"`
 	Enter   *Member       `json:"enter,omitempty"`
 	Leave   *leave        `json:"leave,omitempty"`
+	// Access changes who may use the API.
+	Access *access.Change `json:"access,omitempty"`
 }
 
 type leave struct {
@@ -43,7 +46,7 @@ func decodeEntry(b []byte) (entry, error) {
 		return entry{}, fmt.Errorf("%w: something follows its end", errEntry)
 	}
 	n := 0
-	for _, set := range []bool{e.Command != nil, e.Enter != nil, e.Leave != nil} {
+	for _, set := range []bool{e.Command != nil, e.Enter != nil, e.Leave != nil, e.Access != nil} {
 		if set {
 			n++
 		}
@@ -65,6 +68,7 @@ type fsm struct {
 	mu     sync.RWMutex
 	pact   *pact.State
 	roster roster
+	access access.Table
 }
 
 func newFSM() *fsm {
@@ -77,6 +81,12 @@ func (f *fsm) Apply(l *raft.Log) any {
 	if err != nil {
 		// All voters refuse the same bytes alike.
 		return pact.Verdict{Reason: err.Error(), Index: l.Index}
+	}
+	if e.Access != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		refused := f.access.Apply(*e.Access)
+		return pact.Verdict{Applied: refused == "", Reason: refused, Index: l.Index}
 	}
 	if e.Command == nil {
 		return f.applyRoster(e, l.Index)
@@ -109,6 +119,7 @@ type image struct {
 	Version int             `json:"version"`
 	Pact    json.RawMessage `json:"pact"`
 	Roster  roster          `json:"roster"`
+	Access  access.Table    `json:"access,omitzero"`
 }
 
 const imageVersion = 1
@@ -121,7 +132,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := json.Marshal(image{Version: imageVersion, Pact: p, Roster: f.roster})
+	b, err := json.Marshal(image{Version: imageVersion, Pact: p, Roster: f.roster, Access: f.access})
 	if err != nil {
 		return nil, fmt.Errorf("encode the snapshot: %w", err)
 	}
@@ -164,9 +175,12 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if i.Roster.Members == nil {
 		i.Roster.Members = map[string]Member{}
 	}
+	if err := i.Access.Check(); err != nil {
+		return fmt.Errorf("the snapshot's users: %w", err)
+	}
 	f.mu.Lock()
 	old := f.pact
-	f.pact, f.roster = p, i.Roster
+	f.pact, f.roster, f.access = p, i.Roster, i.Access
 	f.mu.Unlock()
 	for _, a := range old.Guests() {
 		if _, ok := p.Guest(a.Guest); !ok {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/pollux-ha/pollux/cluster/access"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/cluster/pki"
 )
@@ -56,7 +57,8 @@ func apply(f *fsm, index uint64, b []byte) pact.Verdict {
 func TestSnapshotOfAll(t *testing.T) {
 	f := newFSM()
 	m := member("a", "1", "s1")
-	for i, e := range []entry{{Enter: &m}, {Command: &pact.Command{Kind: pact.Create, Guest: "g", ID: "c", Spec: &pact.Spec{Hosts: []string{"a"}}}}} {
+	token, user := access.NewToken(strings.Repeat("ab", 32), "jane", access.Operator, 7)
+	for i, e := range []entry{{Enter: &m}, {Access: &access.Change{Add: &user}}, {Command: &pact.Command{Kind: pact.Create, Guest: "g", ID: "c", Spec: &pact.Spec{Hosts: []string{"a"}}}}} {
 		if v := apply(f, uint64(i+1), mustEncode(t, e)); !v.Applied {
 			t.Fatal(v.Reason)
 		}
@@ -82,7 +84,10 @@ func TestSnapshotOfAll(t *testing.T) {
 	if got, ok := o.member("a"); !ok || got != m {
 		t.Errorf("the roster: %+v", o.members())
 	}
-	for _, bad := range []string{"", "{}", `{"version":2}`, strings.Replace(string(b), `"roster"`, `"rooster"`, 1)} {
+	if got, ok := o.access.Who(token); !ok || got != user {
+		t.Errorf("the users: %+v", o.access)
+	}
+	for _, bad := range []string{"", "{}", `{"version":2}`, strings.Replace(string(b), `"roster"`, `"rooster"`, 1), strings.Replace(string(b), `"operator"`, `"god"`, 1)} {
 		if err := o.Restore(io.NopCloser(strings.NewReader(bad))); err == nil {
 			t.Errorf("restored from %.20q", bad)
 		}
@@ -92,7 +97,8 @@ func TestSnapshotOfAll(t *testing.T) {
 // FuzzEntry: whatever is in the log is applied alike everywhere, and survives a snapshot.
 func FuzzEntry(f *testing.F) {
 	m := member("a", "1", "s1")
-	for _, e := range []entry{{Enter: &m}, {Leave: &leave{Name: "a"}}, {Command: &pact.Command{Kind: pact.NoOp}}} {
+	_, user := access.NewToken(strings.Repeat("ab", 32), "jane", access.Viewer, 7)
+	for _, e := range []entry{{Enter: &m}, {Leave: &leave{Name: "a"}}, {Access: &access.Change{Add: &user}}, {Access: &access.Change{Remove: &user}}, {Command: &pact.Command{Kind: pact.NoOp}}} {
 		b, err := encodeEntry(e)
 		if err != nil {
 			f.Fatal(err)

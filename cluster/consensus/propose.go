@@ -293,7 +293,7 @@ func (n *Node) authorize(s pki.Signed) error {
 		if e.Enter.Name != who.Name || e.Enter.Role != who.Role || e.Enter.Serial != who.Serial {
 			return fmt.Errorf("%s %s can't register as %s %s", who.Role, who.Name, e.Enter.Role, e.Enter.Name)
 		}
-	case e.Leave != nil:
+	case e.Leave != nil, e.Access != nil:
 	default:
 		return mayPropose(who, *e.Command)
 	}

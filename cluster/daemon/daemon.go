@@ -215,6 +215,7 @@ func (d *Daemon) Node() *consensus.Node   { return d.node }
 func (d *Daemon) Gossip() *gossip.List    { return d.gossip }
 func (d *Daemon) Name() string            { return d.name }
 func (d *Daemon) Role() pki.Role          { return d.role }
+func (d *Daemon) Identity() *pki.Identity { return d.id }
 func (d *Daemon) Version() string         { return d.version }
 func (d *Daemon) ClusterID() string       { return d.cluster.ID }
 func (d *Daemon) Config() *config.Config  { return d.cfg }
