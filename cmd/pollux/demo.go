@@ -75,6 +75,7 @@ It runs as root, or as a user who may use /dev/kvm and /dev/net/tun and make use
 	f.IntVar(&o.Rounds, "rounds", 1, "with --fault: how many rounds")
 	f.StringVar((*string)(&o.During), "during", string(demo.DuringNothing), "with --fault: what is going on when it comes: none, resync, switchover")
 	f.StringVar((*string)(&o.Victim), "victim", string(demo.VictimPrimary), "with --fault: whom it hits: primary, replica, witness")
+	f.DurationVar(&o.Silence, "silence", 0, "how long a host may be silent before its twin asks (the daemons' default)")
 	f.BoolVar(&o.Twice, "twice", false, "with --fault: twice in a row, each round")
 	f.BoolVar(&o.Load, "load", false, "with --fault: redis-benchmark runs all the time, too")
 	f.Uint64Var(&o.Seed, "seed", 0, "of all random choices (0: draw one)")

@@ -28,6 +28,7 @@ type cluster struct {
 	hosts    [2]*node
 	witness  *node
 	logLevel string
+	silence  time.Duration // 0: the default
 }
 
 // node is a machine with its daemon.
@@ -44,9 +45,9 @@ func (n *node) configFile() string { return filepath.Join(n.Dir, "pollux.toml") 
 func (n *node) client() *console.Client { return console.NewClient(n.config.Socket()) }
 
 // newCluster adds the machines to the lab and writes their configurations.
-func newCluster(l *lab.Lab, verbose bool) (*cluster, error) {
-	c := &cluster{lab: l, logLevel: "info"}
-	if verbose {
+func newCluster(l *lab.Lab, o Options) (*cluster, error) {
+	c := &cluster{lab: l, logLevel: "info", silence: o.Silence}
+	if o.Verbose {
 		c.logLevel = "debug"
 	}
 	var err error
@@ -81,6 +82,9 @@ func (c *cluster) addNode(name, role string, number byte, networks ...lab.Networ
 		"name": name, "state_dir": n.config.StateDir, "run_dir": n.config.RunDir,
 		"cluster_address": n.config.ClusterAddress, "gossip_address": n.config.GossipAddress,
 		"log": map[string]string{"level": c.logLevel},
+	}
+	if c.silence > 0 {
+		file["timeouts"] = map[string]string{"silence": c.silence.String()}
 	}
 	if role == "host" {
 		file["replication_address"] = lab.Replication.Address(number).String()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Fault is what happens to a host.
@@ -59,6 +60,8 @@ type Options struct {
 	Twice  bool   // each round's fault comes again, on the new primary, as soon as the guest is protected again
 	Load   bool   // redis-benchmark runs all the time
 	Seed   uint64 // of all choices; 0 draws one
+	// Silence is how long a host may be silent before its twin asks (timeouts.silence); 0: the daemons' default.
+	Silence time.Duration
 	// Dir is where the demo's directory is made; empty: the system's usual place.
 	Dir string
 	// Keep leaves that directory behind.
@@ -91,6 +94,8 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("%w: a witness has no guest and no replication link: --fault %s can't hit it", ErrUsage, o.Fault)
 	case o.Victim != VictimPrimary && o.During != DuringNothing:
 		return fmt.Errorf("%w: --during %s chooses its victims itself", ErrUsage, o.During)
+	case o.Silence < 0:
+		return fmt.Errorf("%w: --silence %v: a time like 1s", ErrUsage, o.Silence)
 	case o.Fault != "" && o.Rounds < 1:
 		return fmt.Errorf("%w: --rounds %d: at least 1", ErrUsage, o.Rounds)
 	}

@@ -90,7 +90,7 @@ func (r *run) play1(ctx context.Context, l *lab.Lab) (*Result, error) {
 		r.workers.Wait()
 	}()
 	var err error
-	if r.cluster, err = newCluster(l, r.options.Verbose); err != nil {
+	if r.cluster, err = newCluster(l, r.options); err != nil {
 		return nil, err
 	}
 	r.tell("two hosts, a and b, and a witness, w: namespaces of this machine, with a LAN, a cluster network and a replication network")

@@ -45,7 +45,7 @@ func NewStage(ctx context.Context, tell func(format string, a ...any)) (_ *Stage
 			err = errors.Join(err, s.Close(true))
 		}
 	}()
-	if s.cluster, err = newCluster(s.Lab, false); err != nil {
+	if s.cluster, err = newCluster(s.Lab, Options{}); err != nil {
 		close(s.over)
 		return nil, err
 	}
