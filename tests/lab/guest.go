@@ -32,11 +32,24 @@ func (c *Cluster) Stop(ctx context.Context, name string, force bool) error {
 	return err
 }
 
-// Switchover exchanges primary and replica and waits until it has.
+// Switchover exchanges primary and replica, and returns once the guest runs on the host that held its copy. A
+// host that stood still at the wrong moment makes it wait and try again.
 func (c *Cluster) Switchover(ctx context.Context, name string) error {
-	_, err := c.operate(ctx, "guest", "switchover", name, "--wait", "2m")
-	return err
+	began, err := c.Wait(ctx, name, "is protected", protected)
+	if err != nil {
+		return err
+	}
+	return until(ctx, name+" runs on "+began.Replica, 250*time.Millisecond, func() (bool, error) {
+		g, err := c.Wait(ctx, name, "is protected", protected)
+		if err != nil || g.Primary == began.Replica {
+			return err == nil, err
+		}
+		_, err = c.operate(ctx, "guest", "switchover", name, "--wait", "2m")
+		return err == nil, err
+	})
 }
+
+func protected(g *console.Guest) bool { return g.State == "protected" }
 
 // Status is the guest's, as the witness knows it.
 func (c *Cluster) Status(ctx context.Context, name string) (*console.Guest, error) {
@@ -75,7 +88,7 @@ func (c *Cluster) Wait(ctx context.Context, name, what string, wanted func(*cons
 
 // WaitProtected waits until the guest is protected.
 func (c *Cluster) WaitProtected(ctx context.Context, name string) error {
-	_, err := c.Wait(ctx, name, "is protected", func(g *console.Guest) bool { return g.State == "protected" })
+	_, err := c.Wait(ctx, name, "is protected", protected)
 	return err
 }
 
