@@ -58,6 +58,13 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role, cpu daemon.Host
 		return errors.Join(advise(err), l.Close())
 	}
 	api := console.Serve(l, d, log.Named("api"))
+	if cfg.APIAddress != "" {
+		remote, err := console.ListenTLS(cfg.APIAddress, d.Identity(), log.Named("api"))
+		if err != nil {
+			return errors.Join(err, api.Close(), d.Close())
+		}
+		api.ServeAlso(remote)
+	}
 	notify(log, "READY=1")
 	<-ctx.Done()
 	notify(log, "STOPPING=1")

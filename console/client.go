@@ -12,23 +12,48 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+
+	"github.com/pollux-ha/pollux/cluster/access"
+	"github.com/pollux-ha/pollux/cluster/config"
+	"github.com/pollux-ha/pollux/cluster/pki"
+	"github.com/pollux-ha/pollux/cluster/wire"
 )
 
-// Client talks to a daemon over its Unix socket. Errors are *Error.
+// Client talks to a daemon, over its Unix socket or, as a user, over TLS. Errors are *Error.
 type Client struct {
-	socket string
-	http   *http.Client
+	where string // the socket's path, or NAME@ADDRESS
+	base  string // of all URLs
+	token string // empty: over the socket
+	http  *http.Client
 }
 
 // NewClient makes a client of the daemon that listens on socket (run_dir/pollux.sock).
 func NewClient(socket string) *Client {
 	var d net.Dialer
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+	return &Client{where: socket, base: "http://pollux", http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, "unix", socket)
 		},
 		DisableKeepAlives: true,
 	}}}
+}
+
+// NewUserClient makes a client of a member's API (api_address) for the user whose token it is. at is in the
+// form of NAME@ADDRESS:PORT; the token is shown only to the member of that name, of the token's own cluster.
+func NewUserClient(at, token string) (*Client, error) {
+	name, address := wire.Split(at)
+	if _, _, err := net.SplitHostPort(address); err != nil || !config.ValidName(name) {
+		return nil, Errorf(CodeInvalid, "%q: give a member and its api_address, like a@10.77.1.1:7702", at)
+	}
+	t, err := access.ParseToken(token)
+	if err != nil {
+		return nil, Errorf(CodeInvalid, "%v", err)
+	}
+	return &Client{where: at, base: "https://" + address, token: t.String(), http: &http.Client{
+		Transport: &http.Transport{TLSClientConfig: pki.APIClientConfig(t.CAFingerprint, name), DisableKeepAlives: true},
+		// The token goes to where it was meant for, and nowhere else.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
 }
 
 // Status tells of the whole cluster.
@@ -122,9 +147,12 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 		}
 		r = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://pollux/api/v1"+path, r)
+	req, err := http.NewRequestWithContext(ctx, method, c.base+"/api/v1"+path, r)
 	if err != nil {
 		return nil, Errorf(CodeInvalid, "%v", err)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -138,9 +166,15 @@ func call[T any](ctx context.Context, c *Client, method, path string, body any) 
 			return nil, Errorf(CodeUnknown, "the daemon has not answered in time; look at the guest's status before you ask again")
 		}
 		if errors.Is(err, fs.ErrPermission) {
-			return nil, Errorf(CodeUnavailable, "no permission to talk to the daemon on %s: run it as root, or as the user that runs the daemon", c.socket)
+			return nil, Errorf(CodeUnavailable, "no permission to talk to the daemon on %s: run it as root, or as the user that runs the daemon", c.where)
 		}
-		return nil, Errorf(CodeUnavailable, "the daemon does not answer on %s (is `pollux host` or `pollux witness` running?): %v", c.socket, err)
+		if errors.Is(err, pki.ErrPeer) {
+			return nil, Errorf(CodeUnavailable, "who answers at %s is not whom the token is for: %v", c.where, err)
+		}
+		if c.token != "" {
+			return nil, Errorf(CodeUnavailable, "the daemon does not answer at %s (is api_address set there, and does no firewall stand between?): %v", c.where, err)
+		}
+		return nil, Errorf(CodeUnavailable, "the daemon does not answer on %s (is `pollux host` or `pollux witness` running?): %v", c.where, err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes))

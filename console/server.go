@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/audit"
+	"github.com/pollux-ha/pollux/cluster/access"
 	"github.com/pollux-ha/pollux/cluster/config"
 	"github.com/pollux-ha/pollux/cluster/consensus"
 	"github.com/pollux-ha/pollux/cluster/daemon"
@@ -28,6 +29,10 @@ import (
 
 const (
 	maxRequestBytes = 1 << 20
+	maxHeaderBytes  = 16 << 10
+	headerTimeout   = 5 * time.Second
+	readTimeout     = 30 * time.Second
+	writeTimeout    = 30 * time.Second // from when the answer is there
 	eventsDefault   = 100
 	eventsMax       = 10000
 	// The waits of operations that do not say how long.
@@ -66,47 +71,27 @@ func Listen(path string) (net.Listener, error) {
 
 // Server answers the API.
 type Server struct {
-	d    *daemon.Daemon
-	log  *zap.Logger
-	http *http.Server
-	wg   sync.WaitGroup
+	d     *daemon.Daemon
+	log   *zap.Logger
+	guard *guard
+	http  *http.Server
+	wg    sync.WaitGroup
 }
 
 // Serve begins to answer on l, which it closes in the end.
 func Serve(l net.Listener, d *daemon.Daemon, log *zap.Logger) *Server {
-	s := &Server{d: d, log: log}
-	mux := http.NewServeMux()
-	route := func(pattern string, h func(*http.Request) (any, error)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, h) })
-	}
-	route("GET /api/v1/status", s.status)
-	route("GET /api/v1/guests", s.guests)
-	route("POST /api/v1/guests", s.create)
-	route("GET /api/v1/guests/{name}", s.guest)
-	route("DELETE /api/v1/guests/{name}", s.delete)
-	route("POST /api/v1/guests/{name}/start", s.start)
-	route("POST /api/v1/guests/{name}/stop", s.stop)
-	route("POST /api/v1/guests/{name}/switchover", s.switchover)
-	route("POST /api/v1/guests/{name}/protect", s.protect)
-	route("POST /api/v1/guests/{name}/reset", s.reset)
-	route("POST /api/v1/guests/{name}/dump", s.dump)
-	route("POST /api/v1/guests/{name}/agent", s.agent)
-	route("POST /api/v1/guests/{name}/balloon", s.balloon)
-	route("POST /api/v1/guests/{name}/cpu", s.setCPU)
-	route("POST /api/v1/tokens", s.token)
-	route("DELETE /api/v1/members/{name}", s.removeMember)
-	route("GET /api/v1/events", s.events)
-	route("GET /livez", func(*http.Request) (any, error) { return map[string]bool{"live": true}, nil })
-	route("GET /readyz", s.ready)
-	route("/", func(r *http.Request) (any, error) {
-		return nil, Errorf(CodeInvalid, "there is no %s %s", r.Method, r.URL.Path)
-	})
+	s := &Server{d: d, log: log, guard: newGuard(d.Who, d.RecordAccess)}
 	s.http = &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10,
-		ErrorLog: zap.NewStdLog(log),
+		Handler: s.handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: zap.NewStdLog(log), ConnContext: withOrigin,
 	}
 	s.wg.Go(func() { _ = s.http.Serve(l) })
 	return s
+}
+
+// ServeAlso answers on one more listener, that of ListenTLS, and closes it in the end.
+func (s *Server) ServeAlso(l net.Listener) {
+	s.wg.Go(func() { _ = s.http.Serve(l) })
 }
 
 // ready says whether this daemon can do what it is for: it knows what the cluster has decided, and a leader.
@@ -125,20 +110,25 @@ func (s *Server) Close() error {
 	return err
 }
 
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, h func(*http.Request) (any, error)) {
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, e endpoint) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
-	v, err := h(r)
+	v, err := s.guard.answer(r, e)
 	status := http.StatusOK
 	if err != nil {
 		e := explain(err)
 		tell := s.log.Info
-		if r.Method == http.MethodGet {
-			tell = s.log.Debug // asked again and again by whoever waits for something
+		if r.Method == http.MethodGet || e.Code == CodeUnauthorized || e.Code == CodeTooMany {
+			tell = s.log.Debug // asked again and again by whoever waits for something, or by a stranger
 		}
+		e.headers(w)
 		tell("request failed", zap.String("method", r.Method), zap.String("path", r.URL.Path), zap.String("code", string(e.Code)), zap.String("message", e.Message))
 		v, status = e, e.Code.HTTPStatus()
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if fromOutside(r) {
+		// An answer may have to be waited for, but who asked has to take it then.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+	}
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(v)
 }
@@ -181,7 +171,13 @@ func read[T any](r *http.Request) (T, error) {
 	if err := d.Decode(&v); err != nil && !errors.Is(err, io.EOF) {
 		return v, Errorf(CodeInvalid, "the request can't be read: %v", err)
 	}
-	return v, nil
+	return v, sign(r, &v)
+}
+
+// seconds converts what a caller gave, which may be any number, to at most a month.
+func seconds(s float64) time.Duration {
+	const most = 31 * 24 * time.Hour
+	return time.Duration(min(max(s, -most.Seconds()), most.Seconds()) * float64(time.Second))
 }
 
 // wanted reports that the caller wants to wait for the outcome.
@@ -195,7 +191,7 @@ func (s *Server) await(ctx context.Context, w Wait, otherwise time.Duration, nam
 	}
 	limit := otherwise
 	if w.WaitSeconds > 0 {
-		limit = time.Duration(w.WaitSeconds * float64(time.Second))
+		limit = seconds(w.WaitSeconds)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -220,7 +216,7 @@ func (s *Server) create(r *http.Request) (any, error) {
 		g := asGuest(pact.Assignment{Guest: q.Name, Mode: pact.Stopped, Desired: pact.DesiredStopped, Spec: q.Spec, CurrentDisk: pact.DiskCopy{Host: q.Spec.Hosts[0]}}, nil, nil)
 		return g, nil
 	}
-	if err := s.d.Create(r.Context(), q.Name, q.Spec, q.Start, ""); err != nil {
+	if err := s.d.Create(r.Context(), q.Name, q.Spec, q.Start, q.Operator); err != nil {
 		return nil, err
 	}
 	return s.one(r.Context(), q.Name)
@@ -232,6 +228,11 @@ func (s *Server) start(r *http.Request) (any, error) {
 		return nil, err
 	}
 	name := r.PathValue("name")
+	if q.AcceptLoss != "" {
+		if err := need(r, access.Administrator, "to accept a loss"); err != nil {
+			return nil, err
+		}
+	}
 	o := daemon.StartOptions{Host: q.Host, Loss: q.AcceptLoss, HostsOff: q.HostsOff, Inconsistent: q.AcceptInconsistent, Operator: q.Operator}
 	if q.AcceptLoss != "" && o.Host == "" {
 		o.Host = s.d.Name()
@@ -270,7 +271,7 @@ func (s *Server) stop(r *http.Request) (any, error) {
 		}
 		return s.one(r.Context(), name)
 	}
-	after := time.Duration(q.TimeoutSeconds * float64(time.Second))
+	after := seconds(q.TimeoutSeconds)
 	if err := s.d.Stop(r.Context(), name, q.Force, after, q.Operator); err != nil {
 		return nil, err
 	}
@@ -373,7 +374,7 @@ func (s *Server) token(r *http.Request) (any, error) {
 	}
 	valid := time.Hour
 	if q.ValidSeconds != 0 {
-		valid = time.Duration(q.ValidSeconds * float64(time.Second))
+		valid = seconds(q.ValidSeconds)
 	}
 	if valid <= 0 || valid > 7*24*time.Hour {
 		return nil, Errorf(CodeInvalid, "valid_seconds %v: more than 0, at most a week", q.ValidSeconds)

@@ -1,5 +1,5 @@
 // Package console is what people and their programs see of a cluster: HTTP and JSON under /api/v1 on
-// the daemon's Unix socket. The types here are the documented, stable form of everything that
+// the daemon's Unix socket, and over TLS for users with a token where api_address is set. The types here are the documented, stable form of everything that
 // is asked and answered; the command line is one client of it among others.
 package console
 
@@ -25,6 +25,9 @@ const (
 	CodeUnknown           Code = "outcome_unknown"    // nobody can say yet whether the change was committed
 	CodeNeedsConfirmation Code = "needs_confirmation" // dangerous, and not confirmed by the guest's name
 	CodeRefused           Code = "refused"            // the state does not allow it; the message says why
+	CodeUnauthorized      Code = "unauthorized"       // the token is missing, or not good
+	CodeForbidden         Code = "forbidden"          // the user's role does not reach that far
+	CodeTooMany           Code = "too_many_requests"  // later again; the header Retry-After says when
 	CodeUnavailable       Code = "unavailable"        // the daemon, or the one that would have to act, can't be reached
 	CodeFailed            Code = "failed"             // anything else
 )
@@ -40,6 +43,12 @@ func (c Code) HTTPStatus() int {
 		return http.StatusConflict
 	case CodeNeedsConfirmation:
 		return http.StatusPreconditionRequired
+	case CodeUnauthorized:
+		return http.StatusUnauthorized
+	case CodeForbidden:
+		return http.StatusForbidden
+	case CodeTooMany:
+		return http.StatusTooManyRequests
 	case CodeNoQuorum, CodeUnavailable:
 		return http.StatusServiceUnavailable
 	case CodeTimeout, CodeUnknown:
@@ -52,6 +61,8 @@ func (c Code) HTTPStatus() int {
 type Error struct {
 	Code    Code   `json:"code"`
 	Message string `json:"message"` // what happened and what to do about it, for people
+	// retryAfter goes with CodeTooMany.
+	retryAfter time.Duration
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -144,10 +155,13 @@ type Process struct {
 
 // CreateRequest asks for a new guest: POST /api/v1/guests.
 type CreateRequest struct {
-	Name   string    `json:"name"`
-	Spec   pact.Spec `json:"spec"`
-	Start  bool      `json:"start"` // start it at once
-	DryRun bool      `json:"dry_run,omitempty"`
+	Name  string    `json:"name"`
+	Spec  pact.Spec `json:"spec"`
+	Start bool      `json:"start"` // start it at once
+	// Operator is who says so, in this request as in the others. What a user says of himself here does not count:
+	// it is his name then.
+	Operator string `json:"operator,omitempty"`
+	DryRun   bool   `json:"dry_run,omitempty"`
 }
 
 // StartRequest starts a guest: POST /api/v1/guests/{name}/start. It answers when the guest runs, or

@@ -30,12 +30,18 @@ type Config struct {
 	GossipAddress string `toml:"gossip_address"`
 	// ReplicationAddress is the IP address on which checkpoint streams are accepted. Hosts only.
 	ReplicationAddress string `toml:"replication_address"`
+	// APIAddress is where the API is to be had over TLS, for users with a token. Left out: nowhere; then only
+	// the Unix socket has it.
+	APIAddress string `toml:"api_address"`
 	// Bridges maps the names that guests use to this host's bridges. A name that is not in it is
 	// the bridge's own.
 	Bridges map[string]string `toml:"bridges"`
 
 	// Firmware says where this host has OVMF. Left out: where Debian's package ovmf puts it.
 	Firmware Firmware `toml:"firmware"`
+
+	// DataPlane says how guests' processes are kept from the host.
+	DataPlane DataPlane `toml:"dataplane"`
 
 	Timeouts Timeouts `toml:"timeouts"`
 	Log      Log      `toml:"log"`
@@ -49,6 +55,18 @@ type Config struct {
 type Firmware struct {
 	Code string `toml:"code"`
 	Vars string `toml:"vars"` // the variables of a new guest
+}
+
+// DataPlane is for the processes that hold guests.
+type DataPlane struct {
+	// Confine is "auto" (a process is confined as far as this machine can, and says what is missing), "required" (or it
+	// does not start) or "off".
+	Confine string `toml:"confine"`
+	// FirstUser is the first of 65,536 numbers for the users that guests' processes run as. No account needs to have
+	// them, and none should.
+	FirstUser uint32 `toml:"first_user"`
+	// Strict ends a process at any system call that it is not known to need. Otherwise such a call fails.
+	Strict bool `toml:"strict"`
 }
 
 // Timeouts are all optional. None of them decides anything: each only makes somebody ask.
@@ -99,6 +117,8 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 const (
 	DefaultStateDir      = "/var/lib/pollux"
 	DefaultRunDir        = "/run/pollux"
+	DefaultConfine       = "off"
+	DefaultFirstUser     = 1_900_000_000 // above what systemd gives to containers, below what some programs take for negative
 	DefaultRaftHeartbeat = Duration(500 * time.Millisecond)
 	DefaultRaftElection  = Duration(500 * time.Millisecond)
 	DefaultRaftLease     = Duration(400 * time.Millisecond)
@@ -129,6 +149,10 @@ func (c Config) WithDefaults() Config {
 	str(&c.StateDir, DefaultStateDir)
 	str(&c.RunDir, DefaultRunDir)
 	str(&c.Log.Level, "info")
+	str(&c.DataPlane.Confine, DefaultConfine)
+	if c.DataPlane.FirstUser == 0 {
+		c.DataPlane.FirstUser = DefaultFirstUser
+	}
 	dur(&c.Timeouts.RaftHeartbeat, DefaultRaftHeartbeat)
 	dur(&c.Timeouts.RaftElection, max(DefaultRaftElection, c.Timeouts.RaftHeartbeat))
 	dur(&c.Timeouts.RaftLease, min(DefaultRaftLease, c.Timeouts.RaftHeartbeat))
@@ -154,6 +178,11 @@ func (c Config) Validate() error {
 	if err := hostPort(c.GossipAddress); err != nil {
 		errs = append(errs, fmt.Errorf("gossip_address = %q: %w", c.GossipAddress, err))
 	}
+	if c.APIAddress != "" {
+		if err := hostPort(c.APIAddress); err != nil {
+			errs = append(errs, fmt.Errorf("api_address = %q: %w", c.APIAddress, err))
+		}
+	}
 	if c.ReplicationAddress != "" {
 		need(net.ParseIP(c.ReplicationAddress) != nil, "replication_address = %q: give an IP address without a port; each guest's process takes a free one", c.ReplicationAddress)
 	}
@@ -161,6 +190,9 @@ func (c Config) Validate() error {
 		need(name != "" && c.Bridges[name] != "" && len(c.Bridges[name]) < 16,
 			"bridges.%s = %q: give the name of a bridge of this host, at most 15 characters", name, c.Bridges[name])
 	}
+	need(slices.Contains([]string{"auto", "required", "off"}, c.DataPlane.Confine), "dataplane.confine = %q: auto, required or off", c.DataPlane.Confine)
+	need(c.DataPlane.FirstUser >= 1000 && c.DataPlane.FirstUser <= 1<<32-1<<17,
+		"dataplane.first_user = %d: the first of 65536 numbers that are no accounts', between 1000 and %d", c.DataPlane.FirstUser, uint32(1<<32-1<<17))
 	need((c.Firmware.Code == "") == (c.Firmware.Vars == ""), "firmware: give both code and vars, they belong together, or none")
 	for _, path := range []string{c.Firmware.Code, c.Firmware.Vars} {
 		need(path == "" || filepath.IsAbs(path), "firmware: %q is no absolute path", path)

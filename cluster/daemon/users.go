@@ -7,19 +7,27 @@ import (
 
 	"github.com/pollux-ha/pollux/audit"
 	"github.com/pollux-ha/pollux/cluster/access"
+	"github.com/pollux-ha/pollux/cluster/consensus"
 )
 
 // Users are those who may use the API from outside, by name.
 func (d *Daemon) Users() []access.User { return d.node.Users() }
 
-// Who finds the user that a token belongs to, as far as this member knows. One that has not caught up since its
-// start knows nobody: a user may have been removed meanwhile.
-func (d *Daemon) Who(token string) (access.User, bool) {
+// Who finds the user that a token belongs to, as far as this member knows; access.ErrToken: nobody. One that has
+// not caught up since its start can't tell: a user may have been removed meanwhile.
+func (d *Daemon) Who(token string) (access.User, error) {
 	t, err := access.ParseToken(token)
-	if err != nil || !d.node.Current() {
-		return access.User{}, false
+	if err != nil {
+		return access.User{}, err
 	}
-	return d.node.Who(t)
+	if !d.node.Current() {
+		return access.User{}, fmt.Errorf("%w: this daemon has not heard from the cluster since its start and does not know the users", consensus.ErrNoQuorum)
+	}
+	u, ok := d.node.Who(t)
+	if !ok {
+		return u, access.ErrToken
+	}
+	return u, nil
 }
 
 // CheckAddUser says why a user can't be made.

@@ -198,7 +198,7 @@ func Join(ctx context.Context, dir, name, token string) (c *Cluster, issuer stri
 	d := tls.Dialer{Config: &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{ALPNJoin},
 		InsecureSkipVerify: true, // the CA is pinned below
-		VerifyConnection:   pinned(t.CAFingerprint),
+		VerifyConnection:   isIssuer(t.CAFingerprint),
 	}}
 	conn, err := d.DialContext(ctx, "tcp", t.Address)
 	if err != nil {
@@ -226,7 +226,7 @@ func Join(ctx context.Context, dir, name, token string) (c *Cluster, issuer stri
 	return &a.Cluster, a.Issuer, nil
 }
 
-// pinned accepts a host whose certificate is signed by the CA of that fingerprint, which it shows.
+// pinned accepts a member whose certificate is signed by the CA of that fingerprint, which it shows.
 func pinned(fingerprint string) func(tls.ConnectionState) error {
 	return func(s tls.ConnectionState) error {
 		for _, ca := range s.PeerCertificates {
@@ -235,14 +235,8 @@ func pinned(fingerprint string) func(tls.ConnectionState) error {
 			}
 			id := &Identity{ca: ca, roots: x509.NewCertPool()}
 			id.roots.AddCert(ca)
-			p, err := id.Verify(s.PeerCertificates[0])
-			if err != nil {
-				return err
-			}
-			if p.Role != RoleHost {
-				return fmt.Errorf("%w: %s is no host and can't let anybody in", ErrPeer, p.Name)
-			}
-			return nil
+			_, err := id.Verify(s.PeerCertificates[0])
+			return err
 		}
 		return fmt.Errorf("%w: it does not belong to the cluster of the token", ErrPeer)
 	}
@@ -281,6 +275,21 @@ func (a *joinAnswer) store(dir string, t Token, name string, isOurs func(crypto.
 	}
 	a.Cluster.Founder = false
 	return a.Cluster.Store(dir)
+}
+
+// isIssuer accepts a host of the cluster whose CA has that fingerprint.
+func isIssuer(fingerprint string) func(tls.ConnectionState) error {
+	cluster := pinned(fingerprint)
+	return func(s tls.ConnectionState) error {
+		if err := cluster(s); err != nil {
+			return err
+		}
+		p, err := PeerOf(s)
+		if err == nil && p.Role != RoleHost {
+			err = fmt.Errorf("%w: %s is no host and can't let anybody in", ErrPeer, p.Name)
+		}
+		return err
+	}
 }
 
 func writeJSON(w io.Writer, v any) error {

@@ -21,6 +21,7 @@ const (
 	exitNeedsConfirmation = 8
 	exitRefused           = 9
 	exitUnavailable       = 10
+	exitForbidden         = 11
 )
 
 const exitCodesHelp = `Exit codes:
@@ -34,7 +35,8 @@ const exitCodesHelp = `Exit codes:
    7  nobody can say yet whether the change was made: look before you ask again
    8  dangerous, and not confirmed
    9  refused: the state does not allow it
-  10  the daemon does not answer`
+  10  the daemon does not answer, or asks for fewer requests
+  11  the token is not good, or its user's role does not reach that far`
 
 var exitCodes = map[console.Code]int{
 	console.CodeInvalid:           exitUsage,
@@ -47,6 +49,9 @@ var exitCodes = map[console.Code]int{
 	console.CodeRefused:           exitRefused,
 	console.CodeExists:            exitRefused,
 	console.CodeUnavailable:       exitUnavailable,
+	console.CodeTooMany:           exitUnavailable,
+	console.CodeUnauthorized:      exitForbidden,
+	console.CodeForbidden:         exitForbidden,
 	console.CodeFailed:            exitFailed,
 }
 

@@ -19,10 +19,19 @@ const defaultConfig = "/etc/pollux/pollux.toml"
 // socketVariable names the daemon's socket for machines with more than one daemon.
 const socketVariable = "POLLUX_SOCKET"
 
+// apiVariable names a member's API, and apiTokenVariable a file with a token: not a secret, but where one is.
+const (
+	apiVariable      = "POLLUX_API"
+	apiTokenVariable = "POLLUX_API_TOKEN_FILE"
+)
+
 // program is what the commands share.
 type program struct {
 	socket string // of the daemon
-	output format
+	// api is a member whose API is asked over TLS in place of the socket; remote is its client.
+	api, apiToken string
+	remote        *console.Client
+	output        format
 	// begun is set once the command line has been understood: an error before that is one of usage.
 	begun bool
 }
@@ -66,6 +75,9 @@ Results go to standard output, errors to standard error.
 			if err := p.output.check(); err != nil {
 				return err
 			}
+			if err := p.connect(cmd); err != nil {
+				return err
+			}
 			p.begun = true
 			return nil
 		},
@@ -76,6 +88,8 @@ Results go to standard output, errors to standard error.
 		socket = config.Config{RunDir: config.DefaultRunDir}.Socket()
 	}
 	root.PersistentFlags().StringVar(&p.socket, "socket", socket, "the daemon's Unix socket; also from "+socketVariable)
+	root.PersistentFlags().StringVar(&p.api, "api", os.Getenv(apiVariable), "as a user with a token: ask this member's API, NAME@ADDRESS:PORT; also from "+apiVariable)
+	root.PersistentFlags().StringVar(&p.apiToken, "api-token-file", os.Getenv(apiTokenVariable), "file with the user's token, - for standard input; also from "+apiTokenVariable)
 	root.AddGroup(
 		&cobra.Group{ID: "guests", Title: "Guests:"},
 		&cobra.Group{ID: "cluster", Title: "The cluster:"},
@@ -88,14 +102,35 @@ Results go to standard output, errors to standard error.
 		}
 	}
 	add("guests", p.guestCommand(), p.statusCommand(), p.eventsCommand())
-	add("cluster", p.initCommand(), p.joinCommand(), p.tokenCommand(), p.memberCommand(), p.cpuCommand(), p.hostCommand(), p.witnessCommand())
+	add("cluster", p.initCommand(), p.joinCommand(), p.tokenCommand(), p.memberCommand(), p.userCommand(), p.cpuCommand(), p.hostCommand(), p.witnessCommand())
 	root.AddCommand(p.versionCommand())
 	p.addRooms(root, add)
 	return root
 }
 
-// client is a client of the daemon on this machine.
-func (p *program) client() *console.Client { return console.NewClient(p.socket) }
+// connect makes the client of a user.
+func (p *program) connect(cmd *cobra.Command) error {
+	if p.api == "" {
+		return nil
+	}
+	if p.apiToken == "" {
+		return usagef("--api needs --api-token-file: a file with the token that `pollux user add` has printed")
+	}
+	token, err := readToken(cmd.InOrStdin(), p.apiToken)
+	if err != nil {
+		return err // also where the file can't be read: the command line names it
+	}
+	p.remote, err = console.NewUserClient(p.api, token)
+	return err
+}
+
+// client is a client of the daemon on this machine, or of the one that --api names.
+func (p *program) client() *console.Client {
+	if p.remote != nil {
+		return p.remote
+	}
+	return console.NewClient(p.socket)
+}
 
 // answerTime bounds questions that a daemon answers from what it knows.
 const answerTime = 10 * time.Second
