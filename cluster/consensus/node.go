@@ -2,22 +2,14 @@ package consensus
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/cluster/config"
@@ -107,27 +99,14 @@ func Open(o Options) (*Node, error) {
 }
 
 func (n *Node) open() error {
-	if err := os.MkdirAll(n.o.Dir, 0o700); err != nil {
-		return err
-	}
-	db := filepath.Join(n.o.Dir, "raft.db")
-	id, fresh, err := n.raftID(db)
+	kept, err := openFiles(n.o.Dir, n.o.Self.Role, n.o.Self.Name, n.log)
 	if err != nil {
 		return err
 	}
+	id, snaps := kept.id, kept.snaps
+	n.store = kept.store
 	n.o.Self.RaftID, n.o.Self.Serial = id, n.o.Identity.Serial()
 	if err := n.o.Self.check(); err != nil {
-		return err
-	}
-	n.store, err = raftboltdb.New(raftboltdb.Options{Path: db, BoltOptions: &bbolt.Options{Timeout: time.Second, NoFreelistSync: true}})
-	if errors.Is(err, bbolt.ErrTimeout) {
-		return errors.New("the log is locked: another daemon uses this state_dir")
-	}
-	if err != nil {
-		return err
-	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.o.Dir, snapshotRetain, raftLogger(n.log))
-	if err != nil {
 		return errors.Join(err, n.store.Close())
 	}
 	cache, err := raft.NewLogCache(512, n.store)
@@ -141,7 +120,7 @@ func (n *Node) open() error {
 	}))
 	c := n.config(id)
 	c.Logger = logger
-	if n.o.Found && fresh {
+	if n.o.Found {
 		err := raft.BootstrapCluster(c, cache, n.store, snaps, n.trans, raft.Configuration{Servers: []raft.Server{{
 			ID: raft.ServerID(id), Address: n.o.Self.at(),
 		}}})
@@ -182,37 +161,6 @@ func (n *Node) config(id string) *raft.Config {
 	c.NotifyCh = n.notify
 	c.NoLegacyTelemetry = true
 	return c
-}
-
-// raftID is the id that goes with the log in Dir. A log that is not there has an id that never was: a
-// voter that lost its log must not come back as the one that had promised things in it.
-func (n *Node) raftID(db string) (id string, fresh bool, err error) {
-	path := filepath.Join(n.o.Dir, "id")
-	b, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", false, err
-	}
-	_, dbErr := os.Stat(db)
-	if dbErr != nil && !errors.Is(dbErr, fs.ErrNotExist) {
-		return "", false, dbErr
-	}
-	switch have := err == nil; {
-	case dbErr == nil && !have:
-		return "", false, fmt.Errorf("%s is missing beside the log; restore it, or remove the directory and the voter will join under a new id", path)
-	case dbErr == nil:
-		id := strings.TrimSpace(string(b))
-		if name, role, ok := splitRaftID(id); !ok || name != n.o.Self.Name || role != n.o.Self.Role {
-			return "", false, fmt.Errorf("the log in this directory belongs to %q, this machine is %s %s", id, n.o.Self.Role, n.o.Self.Name)
-		}
-		return id, n.o.Found, nil
-	}
-	var nonce [8]byte
-	rand.Read(nonce[:])
-	id = raftID(n.o.Self.Role, n.o.Self.Name, hex.EncodeToString(nonce[:]))
-	if err := renameio.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {
-		return "", false, err
-	}
-	return id, true, nil
 }
 
 // at is the member's address as Raft's configuration has it: whoever dials it accepts no other name.

@@ -9,10 +9,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/pollux-ha/pollux/cluster/durable"
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
@@ -92,21 +90,10 @@ func Write(disk string, m Mark) error {
 	if err != nil {
 		return fmt.Errorf("encode the mark of %s: %w", disk, err)
 	}
-	// renameio syncs the file before the rename; the rename itself needs the directory.
-	if err := renameio.WriteFile(Path(disk), append(b, '\n'), 0o600); err != nil {
+	if err := durable.WriteFile(Path(disk), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the mark of %s: %w", disk, err)
 	}
-	return SyncDir(filepath.Dir(disk))
-}
-
-// SyncDir makes the names in a directory durable.
-func SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("make the names in %s durable: %w", dir, err)
-	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
+	return nil
 }
 
 // MayStart says whether a guest may start from a disk with this mark; order is what an operator has

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pollux-ha/pollux/replica/mark"
+	"github.com/pollux-ha/pollux/cluster/durable"
 	"github.com/pollux-ha/pollux/vmm/blockfile"
 )
 
@@ -26,7 +26,7 @@ type Disk struct {
 	*os.File
 	size     int64
 	ReadOnly bool
-	// Created says that the file was not there before.
+	// Created says that the file was not there before, or that it was empty: a loss of power had left its name.
 	Created bool
 }
 
@@ -58,8 +58,8 @@ func OpenDisk(ctx context.Context, path string, size int64, readOnly bool) (*Dis
 	}
 	f, err := os.OpenFile(path, flags, 0)
 	if errors.Is(err, fs.ErrNotExist) && !readOnly {
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			return nil, fmt.Errorf("make the directory of disk %s: %w", path, err)
+		if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, fmt.Errorf("make room for disk %s: %w", path, err)
 		}
 		d.Created = true
 		f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
@@ -83,6 +83,9 @@ func (d *Disk) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look at disk %s: %w", d.Name(), err)
 	}
+	if st.Mode().IsRegular() && st.Size() == 0 && !d.ReadOnly {
+		d.Created = true
+	}
 	if d.Created {
 		if err := d.Truncate(d.size); err != nil {
 			return fmt.Errorf("make disk %s %d bytes long: %w", d.Name(), d.size, err)
@@ -90,7 +93,7 @@ func (d *Disk) prepare(ctx context.Context) error {
 		if err := d.Sync(); err != nil {
 			return err
 		}
-		return mark.SyncDir(filepath.Dir(d.Name()))
+		return durable.SyncDir(filepath.Dir(d.Name()))
 	}
 	if st.Mode().IsRegular() && st.Size() != d.size {
 		return fmt.Errorf("disk %s has %d bytes, the guest's disk has %d: put the right image there, or change the guest",

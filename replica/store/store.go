@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/cluster/durable"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/replica/journal"
 	"github.com/pollux-ha/pollux/replica/mark"
@@ -135,7 +136,7 @@ func (s *Store) openJournal(cfg Config, files []file) (*journal.Journal, error) 
 	if err := f.Sync(); err != nil {
 		return nil, fmt.Errorf("make the disk journal durable: %w", err)
 	}
-	if err := mark.SyncDir(filepath.Dir(cfg.Journal)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(cfg.Journal)); err != nil {
 		return nil, err
 	}
 	// The journal belongs to a disk that is whole. On one that is being overwritten it means nothing.
