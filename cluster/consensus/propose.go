@@ -309,6 +309,14 @@ func mayPropose(who pki.Peer, c pact.Command) error {
 		if c.Operator != "" {
 			return nil
 		}
+	case pact.KeepOut:
+		if c.By.Host == who.Name {
+			return nil // a witness may see it too
+		}
+	case pact.Readmit:
+		if c.Operator != "" || c.By.Host == who.Name {
+			return nil
+		}
 	case pact.NoOp:
 		return errors.New("the empty entry is the leader's own")
 	}

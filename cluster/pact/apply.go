@@ -15,6 +15,10 @@ func (s *State) Apply(cmd Command, index uint64) Verdict {
 		return s.create(cmd, index)
 	case Delete:
 		return s.delete(cmd, index)
+	case KeepOut:
+		return s.keepOut(cmd, index)
+	case Readmit:
+		return s.readmit(cmd, index)
 	}
 	g, ok := s.guests[cmd.Guest]
 	if !ok {
@@ -27,7 +31,10 @@ func (s *State) Apply(cmd Command, index uint64) Verdict {
 		return verdict(again(m, cmd, &g.Assignment), m.Index)
 	}
 	a := g.Assignment.Clone()
-	refused := change(&a, cmd, s.floor)
+	refused := s.keptOut(cmd)
+	if refused == "" {
+		refused = change(&a, cmd, s.floor)
+	}
 	if refused == "" {
 		g.Assignment = a
 	}

@@ -191,6 +191,8 @@ const (
 	Mark       Kind = "mark"        // By = the primary: its marker of this term is durable, its disk is the current one
 	Disclaim   Kind = "disclaim"    // By = a party whose process is gone, said by its own host's daemon; NoMarker adds that its host has no durable marker of the term
 	Confirm    Kind = "confirm"     // changes nothing; applied only where Term and By are still the primary's
+	KeepOut    Kind = "keep-out"    // of no guest: Other.Host gets nothing, by the word of By.Host: Out, Reason
+	Readmit    Kind = "readmit"     // of no guest: ends it. By the host that fences, or an operator
 	NoOp       Kind = "noop"        // pushes the commit index to followers
 )
 
@@ -215,6 +217,8 @@ type Command struct {
 	// CPU, with SetCPU, is the guest's processor from its next start on.
 	CPU      *CPUSpec `json:"cpu,omitempty"`
 	NoMarker bool     `json:"no_marker,omitempty"`
+	// Out, with KeepOut and Readmit, is what the host is kept out for.
+	Out OutKind `json:"out,omitempty"`
 	// MarkerTerm, with Start, is the term of the durable marker on the starting host's disk.
 	MarkerTerm Term `json:"marker_term,omitempty"`
 	// AcceptLoss, with Start, is the operator's explicit order to start from a disk that is not known

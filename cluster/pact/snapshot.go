@@ -28,11 +28,12 @@ type snapshot struct {
 	Floor   Term      `json:"floor"`
 	Guests  []*record `json:"guests"` // by name
 	Lives   []memory  `json:"lives,omitempty"`
+	Out     []Out     `json:"out,omitempty"`
 }
 
 // Snapshot encodes the state. Equal states give equal bytes.
 func (s *State) Snapshot() ([]byte, error) {
-	snap := snapshot{Version: SnapshotVersion, Index: s.index, Floor: s.floor, Lives: s.lives, Guests: []*record{}}
+	snap := snapshot{Version: SnapshotVersion, Index: s.index, Floor: s.floor, Lives: s.lives, Out: s.out, Guests: []*record{}}
 	for _, a := range s.Guests() {
 		snap.Guests = append(snap.Guests, s.guests[a.Guest])
 	}
@@ -62,7 +63,10 @@ func Restore(b []byte) (*State, error) {
 	if len(snap.Lives) > livesMax {
 		return nil, fmt.Errorf("%w: it remembers %d lives, at most %d are kept", ErrSnapshot, len(snap.Lives), livesMax)
 	}
-	s := &State{index: snap.Index, floor: snap.Floor, guests: make(map[string]*record, len(snap.Guests)), lives: snap.Lives}
+	if err := checkOut(snap.Out); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSnapshot, err)
+	}
+	s := &State{index: snap.Index, floor: snap.Floor, guests: make(map[string]*record, len(snap.Guests)), lives: snap.Lives, out: snap.Out}
 	for i, g := range snap.Guests {
 		if g == nil {
 			return nil, fmt.Errorf("%w: guest %d is missing", ErrSnapshot, i)

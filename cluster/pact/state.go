@@ -14,6 +14,7 @@ type State struct {
 	// lives remembers the IDs of the last Create and Delete commands, oldest first, so that a late
 	// duplicate of a Create does not bring a deleted guest back.
 	lives []memory
+	out   []Out // the hosts that are kept out, by host and kind
 }
 
 type record struct {
