@@ -133,6 +133,9 @@ func (k *keeper) tellPrimary(o link.Order) error {
 	if p == nil || !p.ready() {
 		return errors.New("the primary's process can't be reached")
 	}
+	if o.Kind == link.OrderDump {
+		return p.dump(o)
+	}
 	p.give(o)
 	return nil
 }

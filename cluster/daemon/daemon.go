@@ -52,6 +52,8 @@ type Daemon struct {
 	wg     sync.WaitGroup
 	up     atomic.Bool // all the parts are there
 
+	confiner confiner
+
 	models bool   // guests have CPU models
 	cpu    string // what this host's CPU can give to guests; "": it could not be found out
 
@@ -68,7 +70,7 @@ type Daemon struct {
 func Open(cfg *config.Config, role pki.Role, version string, cpu HostCPU, log *zap.Logger) (*Daemon, error) {
 	d := &Daemon{
 		cfg: cfg, name: cfg.Name, role: role, version: version, log: log,
-		keepers: map[string]*keeper{}, fits: map[fit]string{}, records: make(chan audit.Event, 1024),
+		confiner: confiner{cfg: cfg}, keepers: map[string]*keeper{}, fits: map[fit]string{}, records: make(chan audit.Event, 1024),
 	}
 	d.peers = newPeers(d)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -144,6 +146,7 @@ func (d *Daemon) open(cpu HostCPU) error {
 	d.wg.Go(d.findMembers)
 	if d.isHost() {
 		d.wg.Go(func() { d.peers.run(d.ctx) })
+		d.wg.Go(func() { d.confiner.keepCertificates(d.ctx, d.log) })
 	}
 	d.log.Info("daemon is up", zap.String("name", d.name), zap.String("role", string(d.role)), zap.String("cluster_address", d.cfg.ClusterAddress))
 	return nil

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/cluster/config"
 	"github.com/pollux-ha/pollux/cluster/pact"
@@ -64,7 +66,7 @@ func orMax(none bool, t pact.Term) pact.Term {
 
 func readMark(disk string) diskView {
 	forbidden := diskView{state: "inconsistent"}
-	b, err := os.ReadFile(disk + ".mark")
+	b, err := readSmall(disk + ".mark")
 	if errors.Is(err, fs.ErrNotExist) {
 		return diskView{}
 	}
@@ -88,6 +90,23 @@ func readMark(disk string) diskView {
 		return forbidden // the mark speaks of a file that is gone
 	}
 	return diskView{state: m.State, term: m.Term}
+}
+
+// smallMax is more than any mark has, in bytes.
+const smallMax = 64 << 10
+
+// readSmall reads a file that the guest's own process writes. Whoever has that process in his hand must not be able to
+// have the daemon follow a link, wait for a pipe or read for ever.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is no file", path), err)
+	}
+	return io.ReadAll(io.LimitReader(f, smallMax))
 }
 
 func readCreated(dir string) (uint64, error) {

@@ -616,5 +616,8 @@ func (d *Daemon) spawn(a pact.Assignment, tell func(any)) (*process, error) {
 		c.Disks = append(c.Disks, diskPath(dir, a.Spec, i))
 	}
 	c.Firmware = link.FirmwareImage(d.cfg.Firmware)
+	if err := d.confiner.confine(&c); err != nil {
+		return nil, err
+	}
 	return spawn(d.program(), c, d.cfg.ProcessDir(), d.log, tell)
 }

@@ -55,8 +55,9 @@ type process struct {
 	// What it is to be told, each the newest of its kind.
 	assignment *pact.Assignment
 	peer       *link.Peer
-	orders     []link.Order
+	orders     []link.Message
 	answers    []link.Answer
+	dumping    string // the file of a dump under way that this daemon has made
 	poke       chan struct{}
 
 	exited chan struct{}
@@ -92,22 +93,31 @@ func spawn(program []string, cfg link.ProcessConfig, dir string, log *zap.Logger
 	if len(cfg.ControlSocket) > 107 {
 		return nil, fmt.Errorf("the path of a control socket would be too long for Linux (%s): choose a shorter run_dir", cfg.ControlSocket)
 	}
-	b, err := json.MarshalIndent(cfg, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode the process's configuration: %w", err)
-	}
-	if err := renameio.WriteFile(base+configSuffix, append(b, '\n'), 0o600); err != nil {
-		return nil, fmt.Errorf("write the process's configuration: %w", err)
+	if err := writeConfig(base+configSuffix, cfg); err != nil {
+		return nil, err
 	}
 	out, err := os.OpenFile(base+processSuffix, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the process's log: %w", err)
 	}
 	defer out.Close()
-	cmd := exec.Command(program[0], append(slices.Clone(program[1:]), "dataplane", "--config", base+configSuffix)...)
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	start := func(namespaces uintptr) (*exec.Cmd, error) {
+		cmd := exec.Command(program[0], append(slices.Clone(program[1:]), "dataplane", "--config", base+configSuffix)...)
+		cmd.Stdout, cmd.Stderr = out, out
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Unshareflags: namespaces}
+		return cmd, cmd.Start()
+	}
+	var cmd *exec.Cmd
+	if cfg.Confine.Root == "" {
+		cmd, err = start(0)
+	} else if cmd, err = start(processNamespaces); err != nil && cfg.Confine.Mode != link.ConfineRequired {
+		log.Warn("a process gets no mounts of its own", zap.String("guest", cfg.Guest), zap.Error(err))
+		cfg.Confine.Root, cfg.Confine.Why = "", "this host's daemon can't make namespaces: "+err.Error()
+		if err = writeConfig(base+configSuffix, cfg); err == nil {
+			cmd, err = start(0)
+		}
+	}
+	if err != nil {
 		os.Remove(base + configSuffix)
 		return nil, fmt.Errorf("start the data plane (%s): %w", program[0], err)
 	}
@@ -128,6 +138,17 @@ func spawn(program []string, cfg link.ProcessConfig, dir string, log *zap.Logger
 	}()
 	go p.converse()
 	return p, nil
+}
+
+func writeConfig(path string, cfg link.ProcessConfig) error {
+	b, err := json.MarshalIndent(cfg, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the process's configuration: %w", err)
+	}
+	if err := renameio.WriteFile(path, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write the process's configuration: %w", err)
+	}
+	return nil
 }
 
 // adopt takes up the processes that an earlier daemon of this host has started and that still live. The
@@ -245,6 +266,12 @@ func (p *process) ended(code int) {
 	p.mu.Lock()
 	p.code = code
 	conn := p.conn
+	for _, m := range p.orders {
+		if m.File != nil {
+			m.File.Close()
+		}
+	}
+	p.orders = nil
 	p.mu.Unlock()
 	if conn != nil {
 		conn.Close()
@@ -361,6 +388,7 @@ func (p *process) talk(c net.Conn) {
 		case m.Status != nil:
 			p.mu.Lock()
 			p.status = m.Status
+			p.dumped(m.Status.Dump)
 			p.protected = p.protected || m.Status.Mode == string(pact.Protected)
 			p.mu.Unlock()
 			p.events(procSaid{p})
@@ -385,9 +413,7 @@ func (p *process) send(ctx context.Context, raw net.Conn, conn *link.Conn) {
 			out = append(out, link.Message{Assignment: a})
 			told = a
 		}
-		for _, o := range orders {
-			out = append(out, link.Message{Order: &o})
-		}
+		out = append(out, orders...)
 		for _, o := range answers {
 			out = append(out, link.Message{Answer: &o})
 		}
@@ -398,7 +424,11 @@ func (p *process) send(ctx context.Context, raw net.Conn, conn *link.Conn) {
 		for _, m := range out {
 			// A process that does not read must not keep the daemon waiting.
 			_ = raw.SetWriteDeadline(time.Now().Add(sendTimeout))
-			if err := conn.Send(m); err != nil {
+			err := conn.Send(m)
+			if m.File != nil {
+				m.File.Close()
+			}
+			if err != nil {
 				conn.Close()
 				return
 			}
@@ -442,7 +472,7 @@ func (p *process) order(kind string) { p.give(link.Order{Kind: kind}) }
 
 func (p *process) give(o link.Order) {
 	p.mu.Lock()
-	p.orders = append(p.orders, o)
+	p.orders = append(p.orders, link.Message{Order: &o})
 	p.mu.Unlock()
 	p.wake()
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
@@ -19,7 +20,7 @@ import (
 // MaxMessageBytes bounds one message; assignments take hundreds of bytes.
 const MaxMessageBytes = 1 << 20
 
-// Message is anything that either side says. Exactly one field is set.
+// Message is anything that either side says. Exactly one field is set, File aside.
 type Message struct {
 	// Daemon to process.
 
@@ -31,8 +32,9 @@ type Message struct {
 	Answer *Answer `json:"answer,omitempty"`
 	// Peer tells a primary where its guest's would-be replica listens; a zero Party: there is none.
 	Peer *Peer `json:"peer,omitempty"`
-	// Order is an operator's wish.
-	Order *Order `json:"order,omitempty"`
+	// Order is an operator's wish. File, which travels beside the message, is what it needs open.
+	Order *Order   `json:"order,omitempty"`
+	File  *os.File `json:"-"`
 
 	// Process to daemon.
 
@@ -67,10 +69,12 @@ type Order struct {
 
 // Hello introduces a process.
 type Hello struct {
-	Guest         string     `json:"guest"`
-	Party         pact.Party `json:"party"`
-	PID           int        `json:"pid"`
-	StreamAddress string     `json:"stream_address"` // where its replica side listens for a checkpoint stream
+	Guest string     `json:"guest"`
+	Party pact.Party `json:"party"`
+	PID   int        `json:"pid"`
+	// TakesFiles says that the process can't open files of the host, and takes them with orders instead.
+	TakesFiles    bool   `json:"takes_files,omitempty"`
+	StreamAddress string `json:"stream_address"` // where its replica side listens for a checkpoint stream
 }
 
 // Role is what a process is doing at the moment.
@@ -106,6 +110,11 @@ type Status struct {
 	SyncTotal      uint64 `json:"sync_total_bytes"` // of the running synchronization
 	SyncDone       uint64 `json:"sync_done_bytes"`
 
+	// Confinement says how the process is shut in: "full", "off", or "partial: " and what is missing.
+	Confinement string `json:"confinement,omitempty"`
+
+	Heals uint64 `json:"heals,omitempty"` // damaged pages of guest memory that were replaced with the replica's copy
+
 	// Balloon says what of its memory the guest has; only of a primary whose guest has a driver.
 	Balloon *Balloon `json:"balloon,omitempty"`
 
@@ -115,7 +124,7 @@ type Status struct {
 	Dump *Dump  `json:"dump,omitempty"` // the last one that was ordered; nil: none
 
 	// Timings are the last epochs' and the last takeover's phases in microseconds, by name:
-	// "stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack";
+	// "stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack", "heal";
 	// "detect", "decide", "activate", "announce".
 	TimingsUs map[string]Summary `json:"timings_us,omitempty"`
 }
@@ -155,12 +164,14 @@ var ErrTooLong = errors.New("control message too long")
 
 // Conn is one end of the conversation. Send may be called from several goroutines, Receive from one.
 type Conn struct {
-	c  net.Conn
-	mu sync.Mutex
+	c     net.Conn
+	r     io.Reader
+	files *fileReader // nil: none are taken
+	mu    sync.Mutex
 }
 
 // NewConn wraps a connection.
-func NewConn(c net.Conn) *Conn { return &Conn{c: c} }
+func NewConn(c net.Conn) *Conn { return &Conn{c: c, r: c} }
 
 // Close ends the conversation; a blocked Receive returns an error.
 func (c *Conn) Close() error { return c.c.Close() }
@@ -177,16 +188,31 @@ func (c *Conn) Send(m Message) error {
 	buf := binary.LittleEndian.AppendUint32(make([]byte, 0, 4+len(body)), uint32(len(body)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, err := c.c.Write(append(buf, body...)); err != nil {
+	buf = append(buf, body...)
+	if m.File != nil {
+		err = c.sendFile(buf, m.File)
+	} else {
+		_, err = c.c.Write(buf)
+	}
+	if err != nil {
 		return fmt.Errorf("send control message: %w", err)
 	}
 	return nil
 }
 
 // Receive reads the next message. io.EOF says that the other side is gone.
-func (c *Conn) Receive() (Message, error) {
+func (c *Conn) Receive() (m Message, err error) {
+	if c.files != nil {
+		defer func() {
+			m.File = c.files.take()
+			if err != nil && m.File != nil {
+				m.File.Close()
+				m.File = nil
+			}
+		}()
+	}
 	var h [4]byte
-	if _, err := io.ReadFull(c.c, h[:]); err != nil {
+	if _, err := io.ReadFull(c.r, h[:]); err != nil {
 		return Message{}, err
 	}
 	n := binary.LittleEndian.Uint32(h[:])
@@ -194,10 +220,9 @@ func (c *Conn) Receive() (Message, error) {
 		return Message{}, fmt.Errorf("%w: %d bytes", ErrTooLong, n)
 	}
 	body := make([]byte, n)
-	if _, err := io.ReadFull(c.c, body); err != nil {
+	if _, err := io.ReadFull(c.r, body); err != nil {
 		return Message{}, fmt.Errorf("read control message: %w", err)
 	}
-	var m Message
 	if err := json.Unmarshal(body, &m); err != nil {
 		return Message{}, fmt.Errorf("decode control message: %w", err)
 	}

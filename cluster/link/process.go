@@ -51,6 +51,8 @@ type ProcessConfig struct {
 	LogFile      string `json:"log_file"`              // structured log of this process; empty: stderr
 	ConsoleLog   string `json:"console_log,omitempty"` // what the guest wrote to its console, once it was let out
 
+	// Confine says how the process shuts itself in before it hears of anybody.
+	Confine  Confinement     `json:"confine,omitzero"`
 	Timeouts ProcessTimeouts `json:"timeouts,omitzero"`
 	PinCPUs  bool            `json:"pin_cpus,omitempty"`
 	// JournalBytes bounds the disk journal; 0 means the default.
@@ -58,6 +60,33 @@ type ProcessConfig struct {
 	// CachePages bounds the primary's delta cache; 0 means the default.
 	CachePages int `json:"cache_pages,omitempty"`
 }
+
+// Confinement of a process.
+type Confinement struct {
+	// Mode is "auto" (what this machine can do), "required" (all of it, or the process does not start) or "off", which is
+	// also the meaning of "".
+	Mode string `json:"mode,omitempty"`
+	// User is the process's own user and group, by number; 0: there is none for it. Group is a further group, which
+	// may read what is in PKI.
+	User  uint32 `json:"user,omitempty"`
+	Group uint32 `json:"group,omitempty"`
+	// Root is an empty directory on which the process may mount, since it was given mounts of its own. Empty: it was
+	// not, and Why says for what reason.
+	Root string `json:"root,omitempty"`
+	Why  string `json:"why,omitempty"`
+	// Strict ends the process at every system call that is not on its list.
+	Strict bool `json:"strict,omitempty"`
+}
+
+// Modes of a Confinement.
+const (
+	ConfineAuto     = "auto"
+	ConfineRequired = "required"
+	ConfineOff      = "off"
+)
+
+// Off says that the process is not confined.
+func (c Confinement) Off() bool { return c.Mode == "" || c.Mode == ConfineOff }
 
 // FirmwareImage names the two files of UEFI firmware (vmm/firmware.ReadImage).
 type FirmwareImage struct {
@@ -166,6 +195,7 @@ func (c ProcessConfig) Validate() error {
 	need(c.ControlSocket != "", "control_socket is empty")
 	need(c.EventLog != "", "event_log is empty: nothing may change its role unlogged")
 	need(c.PKI != "" || c.StreamListen == "", "pki is empty: a checkpoint stream needs certificates")
+	need(c.Confine.Off() || c.Confine.Mode == ConfineAuto || c.Confine.Mode == ConfineRequired, "confine.mode is %q", c.Confine.Mode)
 	t := c.Timeouts
 	need(t.Silence >= 0 && t.Heartbeat >= 0 && t.MaxEpoch >= 0 && t.AskAgain >= 0 && t.DiskLock >= 0, "a timeout is negative")
 	need(t.Heartbeat == 0 || t.Silence == 0 || t.Silence >= 2*t.Heartbeat,

@@ -11,5 +11,5 @@ import (
 func (p *program) addRooms(root *cobra.Command, add func(group string, commands ...*cobra.Command)) {
 	add("guests", p.diskCommand())
 	add("try", p.demoCommand(), newVMCommand(), bench.NewCommand())
-	root.AddCommand(dataplane.NewCommand())
+	root.AddCommand(dataplane.NewCommand(), dataplane.NewEventsCommand())
 }

@@ -70,6 +70,7 @@ func (c *control) serve(conn *link.Conn) {
 		old.Close()
 	}
 	defer c.drop(conn)
+	conn.TakeFiles()
 	c.log.Info("daemon connected")
 	for _, m := range c.hello() {
 		if err := conn.Send(m); err != nil {

@@ -8,16 +8,26 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/audit"
+	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
 // logTimeout bounds how long a change waits for the event log before it is not made.
 const logTimeout = 5 * time.Second
 
+// actor is who writes, in every event.
+const actor = "dataplane"
+
+// eventLog is the host's, or what leads there.
+type eventLog interface {
+	Append(ctx context.Context, e audit.Event) error
+	Close() error
+}
+
 // events writes to the host's event log: at once and durably before a change (Log), or beside it,
 // where the change may not wait or its record is a Raft entry (Note).
 type events struct {
-	log   *audit.Log
+	log   eventLog
 	zap   *zap.Logger
 	guest string
 	term  func() pact.Term
@@ -28,18 +38,26 @@ type events struct {
 	closed bool
 }
 
-func newEvents(path string, p pact.Party, guest string, log *zap.Logger, term func() pact.Term) (*events, error) {
-	l, err := audit.Open(path, p.Host)
+func newEvents(cfg link.ProcessConfig, log *zap.Logger, term func() pact.Term) (*events, error) {
+	l, err := openEventLog(cfg)
 	if err != nil {
 		return nil, err
 	}
-	e := &events{log: l, zap: log, guest: guest, term: term, queue: make(chan audit.Event, 1024), done: make(chan struct{})}
+	e := &events{log: l, zap: log, guest: cfg.Guest, term: term, queue: make(chan audit.Event, 1024), done: make(chan struct{})}
 	go e.write()
 	return e, nil
 }
 
+// openEventLog opens it, or has it opened by somebody whom the guest can't reach.
+func openEventLog(cfg link.ProcessConfig) (eventLog, error) {
+	if cfg.Confine.Off() {
+		return audit.Open(cfg.EventLog, cfg.Party.Host)
+	}
+	return startScribe(cfg)
+}
+
 func (e *events) event(kind audit.Kind, detail map[string]any) audit.Event {
-	return audit.Event{Time: time.Now(), Kind: kind, Guest: e.guest, Term: uint64(e.term()), Actor: "dataplane", Detail: detail}
+	return audit.Event{Time: time.Now(), Kind: kind, Guest: e.guest, Term: uint64(e.term()), Actor: actor, Detail: detail}
 }
 
 // Log returns once the event is durable. On an error what it announces must not happen.

@@ -172,18 +172,31 @@ func (p *process) powerButton() {
 	p.stopGuest(died(kept) + ", and an operator has stopped it")
 }
 
-// writeDump writes the memory of a guest that stands still to a file of this host.
-func (p *process) writeDump(path string) {
+// noDump tells of a dump that was ordered of a guest that does not run here.
+func (p *process) noDump(o link.Order) {
+	p.life.mu.Lock()
+	defer p.life.mu.Unlock()
+	if o.Kind == link.OrderDump && (p.life.dump == nil || p.life.dump.Done) {
+		p.life.dump = &link.Dump{Path: o.Path, Done: true, Error: errNotHere.Error()}
+	}
+}
+
+// writeDump writes the memory of a guest that stands still to a file of this host: f, which the daemon has made at
+// path, or one that is made now.
+func (p *process) writeDump(path string, f *os.File) {
 	p.life.mu.Lock()
 	if d := p.life.dump; d != nil && !d.Done {
 		p.life.mu.Unlock()
+		if f != nil {
+			f.Close()
+		}
 		(*host)(p).Refused("a dump is being written to " + d.Path)
 		return
 	}
 	p.life.dump = &link.Dump{Path: path}
 	p.life.mu.Unlock()
 	p.watchers.Go(func() {
-		bytes, err := p.dumpTo(path)
+		bytes, err := p.dumpTo(path, f)
 		done := &link.Dump{Path: path, Done: true, Bytes: bytes}
 		detail := map[string]any{"path": path, "bytes": bytes}
 		if err != nil {
@@ -199,17 +212,20 @@ func (p *process) writeDump(path string) {
 	})
 }
 
-func (p *process) dumpTo(path string) (bytes int64, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return 0, err
+func (p *process) dumpTo(path string, f *os.File) (bytes int64, err error) {
+	remove := func(string) error { return nil } // who has made the file removes it
+	if f == nil {
+		if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			return 0, err
+		}
+		remove = os.Remove
 	}
 	defer func() {
 		if e := f.Close(); err == nil {
 			err = e
 		}
 		if err != nil {
-			bytes, err = 0, errors.Join(fmt.Errorf("dump the guest: %w", err), os.Remove(path))
+			bytes, err = 0, errors.Join(fmt.Errorf("dump the guest: %w", err), remove(path))
 		}
 	}()
 	if err := p.machine.Dump(f); err != nil {

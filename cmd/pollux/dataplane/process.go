@@ -56,6 +56,8 @@ type process struct {
 	ending   sync.Once
 	life     life
 	why      string // it ends; set before exit
+	// confinement is how the process is shut in, for people.
+	confinement string
 
 	changed chan struct{} // capacity 1: there is something to tell the daemon
 
@@ -83,7 +85,7 @@ func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap
 		}
 	}()
 	// Logged before done needs a log first of all.
-	if p.events, err = newEvents(cfg.EventLog, cfg.Party, cfg.Guest, log, p.term); err != nil {
+	if p.events, err = newEvents(cfg, log, p.term); err != nil {
 		return nil, err
 	}
 	undo = append(undo, p.events.Close)
@@ -120,6 +122,10 @@ func start(ctx context.Context, cfg link.ProcessConfig, log *zap.Logger, openTap
 		p.side.Step(core.Gap{})
 	})
 	if err := p.listen(&undo); err != nil {
+		return nil, err
+	}
+	// All that has to be opened is open, and nobody has been heard yet.
+	if p.confinement, err = shutIn(cfg, log); err != nil {
 		return nil, err
 	}
 	watch, stop := context.WithCancel(context.Background())
@@ -274,15 +280,6 @@ func (p *process) watchDisks(ctx context.Context) {
 			return
 		}
 		p.side.Step(core.Failed{Err: "disk: " + err.Error()})
-	}
-}
-
-// memoryFault takes a page of guest memory that the hardware can't read any more.
-func (p *process) memoryFault(f vmm.MemoryFault) {
-	why := fmt.Sprintf("uncorrectable memory error in page %d (guest address %#x)", f.Page, f.GPA)
-	p.events.Note(audit.Fault, map[string]any{"what": "memory", "page": f.Page, "gpa": f.GPA, "vcpu": f.VCPU, "optional": f.Optional})
-	if e := p.currentEngine(); e != nil {
-		e.Fault(why)
 	}
 }
 

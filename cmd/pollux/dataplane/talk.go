@@ -17,7 +17,7 @@ import (
 func (p *process) hello() []link.Message {
 	s := p.status()
 	return []link.Message{
-		{Hello: &link.Hello{Guest: p.cfg.Guest, Party: p.cfg.Party, PID: os.Getpid(), StreamAddress: p.streamAddress()}},
+		{Hello: &link.Hello{Guest: p.cfg.Guest, Party: p.cfg.Party, PID: os.Getpid(), StreamAddress: p.streamAddress(), TakesFiles: !p.cfg.Confine.Off()}},
 		{Status: &s},
 	}
 }
@@ -70,14 +70,19 @@ func (p *process) take(m link.Message) {
 			e.SetPeer(*m.Peer)
 		}
 	case m.Order != nil:
-		p.follow(*m.Order)
+		p.follow(*m.Order, m.File)
 	default:
 		p.log.Warn("a message of the daemon's that this program does not know")
 	}
 }
 
 // follow does what an operator wants, once the event log has it.
-func (p *process) follow(o link.Order) {
+func (p *process) follow(o link.Order, file *os.File) {
+	defer func() {
+		if file != nil {
+			file.Close()
+		}
+	}()
 	detail := map[string]any{"order": o.Kind}
 	if o.Kind == link.OrderKill {
 		p.events.Note(audit.Operator, detail) // stopping never waits for the log
@@ -90,6 +95,7 @@ func (p *process) follow(o link.Order) {
 	if e == nil && (o.Kind == link.OrderSwitchover || o.Kind == link.OrderPowerButton || o.Kind == link.OrderKill || o.Kind == link.OrderBalloon ||
 		o.Kind == link.OrderReset || o.Kind == link.OrderDump) {
 		(*host)(p).Refused(o.Kind + ": the guest does not run here")
+		p.noDump(o)
 		return
 	}
 	switch o.Kind {
@@ -100,7 +106,8 @@ func (p *process) follow(o link.Order) {
 	case link.OrderReset:
 		p.reset(p.life.begin(0), "an operator ordered it", false)
 	case link.OrderDump:
-		p.writeDump(o.Path)
+		p.writeDump(o.Path, file)
+		file = nil
 	case link.OrderKill:
 		e.Kill("by order")
 	case link.OrderBalloon:
@@ -156,7 +163,7 @@ func (p *process) status() link.Status {
 	state, acked, _ := p.side.State()
 	s := link.Status{
 		Guest: p.cfg.Guest, Party: p.cfg.Party, Term: a.Term, Mode: "stopped", Detail: detail,
-		Role: link.RoleWaiting, EpochAcked: acked, EpochDurable: p.store.Durable(),
+		Role: link.RoleWaiting, EpochAcked: acked, EpochDurable: p.store.Durable(), Confinement: p.confinement,
 	}
 	switch state {
 	case core.Syncing:
