@@ -43,6 +43,10 @@ type Config struct {
 	// DataPlane says how guests' processes are kept from the host.
 	DataPlane DataPlane `toml:"dataplane"`
 
+	Fencing  Fencing  `toml:"fencing"`
+	Flapping Flapping `toml:"flapping"`
+	Shutdown Shutdown `toml:"shutdown"`
+
 	Timeouts Timeouts `toml:"timeouts"`
 	Log      Log      `toml:"log"`
 
@@ -158,6 +162,7 @@ func (c Config) WithDefaults() Config {
 	dur(&c.Timeouts.RaftLease, min(DefaultRaftLease, c.Timeouts.RaftHeartbeat))
 	dur(&c.Timeouts.Propose, DefaultPropose)
 	dur(&c.Timeouts.Stop, DefaultStop)
+	c.Fencing, c.Flapping, c.Shutdown = c.Fencing.withDefaults(), c.Flapping.withDefaults(), c.Shutdown.withDefaults()
 	return c
 }
 
@@ -214,6 +219,7 @@ func (c Config) Validate() error {
 		"timeouts.raft_lease = %q must lie between 5ms and raft_heartbeat (%v)", t.RaftLease, t.RaftHeartbeat)
 	need(t.Silence == 0 || t.StreamHeartbeat == 0 || t.Silence >= 2*t.StreamHeartbeat,
 		"timeouts.silence = %q must be at least twice stream_heartbeat (%v)", t.Silence, t.StreamHeartbeat)
+	errs = append(errs, c.Fencing.validate(c.Name), c.Flapping.validate(), c.Shutdown.validate())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

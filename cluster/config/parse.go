@@ -54,11 +54,18 @@ func explain(err error) error {
 func allowed(table []string) []string {
 	t := reflect.TypeFor[Config]()
 	for _, key := range table {
+		if t.Kind() == reflect.Map {
+			t = t.Elem() // the key is a name
+			continue
+		}
 		next, ok := field(t, key)
-		if !ok || next.Kind() != reflect.Struct {
+		if !ok || next.Kind() != reflect.Struct && (next.Kind() != reflect.Map || next.Elem().Kind() != reflect.Struct) {
 			return []string{"nothing of that kind"}
 		}
 		t = next
+	}
+	if t.Kind() != reflect.Struct {
+		return []string{"tables, by name"}
 	}
 	var keys []string
 	for i := range t.NumField() {
