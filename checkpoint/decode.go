@@ -53,7 +53,7 @@ func (r *Reader) Next() (Message, error) {
 		if err != nil {
 			return nil, err
 		}
-		if k < kindEpochBegin {
+		if !k.ofEpoch() {
 			return parseMessage(k, p)
 		}
 		staged, err := r.part(k, p)

@@ -41,7 +41,14 @@ const (
 	kindWrites
 	kindFrames
 	kindEpochEnd
+	kindPagesWanted
+	kindPageCopy
+	kindPagesLost
+	kindPageSums
 )
+
+// ofEpoch says that a frame is a part of an epoch, and not a message.
+func (k frameKind) ofEpoch() bool { return k >= kindEpochBegin && k <= kindEpochEnd }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

@@ -88,6 +88,8 @@ func appendMessage(b []byte, m Message) ([]byte, error) {
 		}
 	case *Goodbye:
 		b = appendString(b, m.Reason)
+	case *PagesWanted, *PageCopy, *PagesLost, *PageSums:
+		return appendPageMessage(b, m)
 	default:
 		return nil, fmt.Errorf("a %T can't be written as a message", m)
 	}
@@ -152,7 +154,7 @@ func parseMessage(k frameKind, p []byte) (Message, error) {
 		m := &Goodbye{Reason: c.str()}
 		return m, c.end("goodbye")
 	}
-	return nil, fmt.Errorf("%w: unknown frame kind %d", ErrCorrupt, k)
+	return parsePageMessage(k, p)
 }
 
 func appendParty(b []byte, p pact.Party) []byte {

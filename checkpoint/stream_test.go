@@ -176,6 +176,11 @@ func TestMessages(t *testing.T) {
 		&DiskDigests{Disk: 1, ChunkBytes: 65536, First: 3, Zeros: 1 << 33, Digests: []Digest{{1}, {2}}, Last: true},
 		&Received{Frames: []Frame{{Epoch: 5, NIC: 0, Data: []byte("frame")}, {Epoch: 6, NIC: 1, Data: []byte("another")}}},
 		&Goodbye{Reason: "powered off"},
+		&PagesWanted{Epoch: 7, Pages: []uint32{0, 5, 1 << 31}},
+		&PageCopy{Page: 5, Epoch: 8, Data: bytes.Repeat([]byte{3}, PageSize)},
+		&PageCopy{Page: 6, Epoch: 8},
+		&PagesLost{Pages: []uint32{1, 2}, Differs: true},
+		&PageSums{Epoch: 9, Pages: []uint32{4, 9}, Sums: []uint64{1, ZeroPageSum}},
 	}
 	var wire bytes.Buffer
 	w := NewWriter(&wire)
@@ -452,6 +457,16 @@ func FuzzParts(f *testing.F) {
 		seed = append(append(append(seed, byte(k)), byte(len(p)), byte(len(p)>>8), byte(len(p)>>16)), p...)
 	}
 	f.Add(seed)
+	for _, m := range []Message{
+		&PagesWanted{Epoch: 7, Pages: []uint32{0, 5}}, &PageCopy{Page: 5, Epoch: 8, Data: make([]byte, PageSize)},
+		&PagesLost{Pages: []uint32{1, 2}, Differs: true}, &PageSums{Epoch: 9, Pages: []uint32{4}, Sums: []uint64{1}},
+	} {
+		p, err := appendMessage(nil, m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(append([]byte{byte(m.kind()), byte(len(p)), byte(len(p) >> 8), 0}, p...))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m := newImage(6)
 		r := NewReader(nil, m, Limits{1 << 16, 1 << 16, 1 << 16})
@@ -461,7 +476,7 @@ func FuzzParts(f *testing.F) {
 			n = min(n, len(b))
 			p := b[:n]
 			b = b[n:]
-			if k < kindEpochBegin {
+			if !k.ofEpoch() {
 				_, _ = parseMessage(k, p)
 				continue
 			}

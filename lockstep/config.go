@@ -51,6 +51,8 @@ type Host interface {
 	// Ended is the last call: the vCPUs have stopped for good, disk I/O has drained, what was held has
 	// been dropped, the stream is closed.
 	Ended(outcome core.Outcome, a pact.Assignment, why string)
+	// Healed says that a damaged page of guest memory, by its page index, was replaced with the replica's copy.
+	Healed(page int, took time.Duration)
 	// Changed says that Status would tell something new.
 	Changed()
 }

@@ -36,14 +36,19 @@ type Engine struct {
 	over  bool
 
 	// The machine, as OnPause left it.
-	stay       bool // the vCPUs are to stand still
-	staying    bool // they do
-	finish     bool // with a captured epoch
-	switchover bool // which is a switchover's final one
-	endEpoch   bool // a checkpoint is wanted soon, whatever there is to say
-	stalled    bool // standing still until the replica has caught up
-	pressed    bool // memory is dirtied faster than it can be sent
-	asked      bool // a pause is under way
+	stay       bool          // the vCPUs are to stand still
+	staying    bool          // they do
+	finish     bool          // with a captured epoch
+	switchover bool          // which is a switchover's final one
+	endEpoch   bool          // a checkpoint is wanted soon, whatever there is to say
+	stalled    bool          // standing still until the replica has caught up
+	pressed    bool          // memory is dirtied faster than it can be sent
+	asked      bool          // a pause is under way
+	capturing  bool          // in that pause, without the mutex
+	settled    chan struct{} // closed when that is over
+	blocked    bool          // the last capture has met a damaged page: no other until it is mended, or the next pulse
+
+	repairs map[uint32]*repair // of damaged pages, by page index
 
 	run      running
 	inflight []*epoch // captured and not acknowledged, ascending
@@ -240,6 +245,12 @@ func (e *Engine) step(ev core.Event) {
 			e.later = append(e.later, func() { e.cfg.Host.Propose(a.Command) })
 		case core.WriteMarker:
 			e.later = append(e.later, func() { e.cfg.Host.WriteMarker(a.Term) })
+		case core.Fetch:
+			e.fetch(a)
+		case core.Mend:
+			e.mend(a.Page)
+		case core.GiveUp:
+			e.giveUp()
 		case core.Refuse:
 			e.later = append(e.later, func() { e.cfg.Host.Refused(a.Why) })
 		case core.CloseStream:
@@ -253,7 +264,7 @@ func (e *Engine) step(ev core.Event) {
 		}
 	}
 	switch ev.(type) {
-	case core.Acked, core.Captured, core.Retry:
+	case core.Acked, core.Captured, core.Retry, core.Damaged, core.Copied:
 	default:
 		e.later = append(e.later, e.cfg.Host.Changed)
 		select { // it may be time to call the replica
@@ -464,6 +475,7 @@ func (e *Engine) Status(s *link.Status) {
 	s.EpochCaptured, s.EpochAcked, s.EpochDurable = e.core.Captured(), e.core.Acked(), e.durable
 	s.Epochs, s.DirtyPages, s.DirtyBytes = e.stats.epochs, e.stats.dirtyPages, e.stats.dirtyPages*checkpoint.PageSize
 	s.WireBytes, s.FramesReleased = e.stats.wireBytes, e.stats.framesReleased
+	s.Heals = e.stats.heals
 	s.FramesHeld, _ = e.out.counts()
 	if st := e.stream; st != nil && st.fill != nil {
 		s.SyncTotal, s.SyncDone = st.fill.progress()

@@ -340,6 +340,7 @@ func (h *fakeHost) Refused(why string) {
 	h.refused = append(h.refused, why)
 }
 func (h *fakeHost) Ended(o core.Outcome, _ pact.Assignment, _ string) { h.ended <- o }
+func (h *fakeHost) Healed(int, time.Duration)                         {}
 func (h *fakeHost) Changed()                                          {}
 
 // fakeReplica holds an image and acknowledges, as far as the test lets it.

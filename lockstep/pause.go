@@ -25,7 +25,7 @@ func (e *Engine) pauseDue() bool {
 		return true
 	}
 	s := e.stream
-	if s == nil || !s.up {
+	if s == nil || !s.up || e.blocked {
 		return false
 	}
 	if s.fill != nil && s.fill.forget {
@@ -87,11 +87,16 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 	if s.fill != nil {
 		ep.Background, ep.slab = s.fill.take()
 	}
+	e.capturing, e.settled = true, make(chan struct{})
 	e.mu.Unlock()
 	before := time.Since(start)
 	err := p.Capture(c)
 	after := time.Now()
 	e.mu.Lock()
+	defer func() {
+		e.capturing = false
+		close(e.settled)
+	}()
 	if err != nil {
 		e.free = append(e.free, c)
 		if s.fill != nil {
@@ -159,6 +164,7 @@ func (e *Engine) captureFailed(err error) {
 	if errors.Is(err, vmm.ErrMemoryFault) {
 		// The machine has reported the page; whoever hears of it heals it or calls Fault. The next
 		// capture has everything that this one should have had.
+		e.blocked = true
 		e.log.Warn("no checkpoint: a page of guest memory can't be read", zap.Error(err))
 		return
 	}

@@ -60,6 +60,10 @@ func (e *Engine) tick() {
 	now := e.cfg.Now()
 	e.gapAt(now)
 	e.lastPulse = now
+	if e.blocked {
+		e.blocked = false
+		e.kick()
+	}
 	if e.core.Asking() && now-e.lastAsked >= e.cfg.AskAgain {
 		e.lastAsked = now
 		e.step(core.Retry{})

@@ -20,10 +20,11 @@ const (
 	phaseSend
 	phaseAck     // from the last byte sent
 	phaseRelease // from the pause to the acknowledgement that releases the epoch's output
+	phaseHeal    // of a damaged page, from its discovery until it can be read again
 	phases
 )
 
-var phaseNames = [phases]string{"stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack", "release"}
+var phaseNames = [phases]string{"stop", "harvest", "copy", "state", "clear", "resume", "pause", "encode", "send", "ack", "release", "heal"}
 
 // samples is how many of the newest epochs a summary speaks of.
 const samples = 1024
@@ -58,8 +59,8 @@ func (r *rolling) summary() link.Summary {
 
 // counters count from the Engine's start.
 type counters struct {
-	epochs, dirtyPages, wireBytes, framesReleased uint64
-	phase                                         [phases]rolling
+	epochs, dirtyPages, wireBytes, framesReleased, heals uint64
+	phase                                                [phases]rolling
 }
 
 func (c *counters) add(phase int, d time.Duration) { c.phase[phase].add(d) }

@@ -50,6 +50,7 @@ type stream struct {
 	lastAck   time.Duration
 	why       string // it failed
 
+	wants   []want     // pages to ask for
 	sending sync.Mutex // held from taking something to send until it is sent; before the Engine's
 
 	wake   chan struct{} // capacity 1: the sender has something to do
@@ -404,6 +405,8 @@ func (e *Engine) receive(s *stream, reader *checkpoint.Reader) error {
 			} else {
 				err = s.fill.digests(m)
 			}
+		case *checkpoint.PageCopy:
+			e.copied(s, m)
 		case *checkpoint.Goodbye:
 			err = fmt.Errorf("the replica says goodbye: %s", m.Reason)
 		default:
@@ -494,6 +497,11 @@ func (e *Engine) sendSome(s *stream, encoder *checkpoint.Encoder) bool {
 		e.mu.Unlock()
 		return false
 	}
+	if wanted := e.takeWanted(s); wanted != nil {
+		s.lastSent = e.cfg.Now()
+		e.mu.Unlock()
+		return e.write(s, wanted)
+	}
 	received := e.takeReceived()
 	var ep *epoch
 	for _, i := range e.inflight {
@@ -527,6 +535,17 @@ func (e *Engine) sendSome(s *stream, encoder *checkpoint.Encoder) bool {
 		return false
 	}
 	if err != nil {
+		e.mu.Lock()
+		s.fail(err)
+		e.mu.Unlock()
+		return false
+	}
+	return true
+}
+
+// write sends one message and reports whether the stream still lives.
+func (e *Engine) write(s *stream, m checkpoint.Message) bool {
+	if err := s.w.Write(m); err != nil {
 		e.mu.Lock()
 		s.fail(err)
 		e.mu.Unlock()

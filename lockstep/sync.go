@@ -290,6 +290,9 @@ func (f *fill) copyPages() (did bool, err error) {
 				panic(r)
 			}
 			err = fmt.Errorf("page %d of guest memory can't be read", page)
+			if m, ok := f.e.cfg.Machine.(mender); ok {
+				m.FoundDamaged(page)
+			}
 		}
 	}()
 	for range fillChunk {

@@ -304,6 +304,8 @@ func (x *session) take(m checkpoint.Message) error {
 		x.heard(m.Term)
 	case *checkpoint.Received:
 		x.s.image.received(m.Frames)
+	case *checkpoint.PagesWanted:
+		return x.copies(m)
 	case *checkpoint.Goodbye:
 		return fmt.Errorf("%w: %s", errGoodbye, m.Reason)
 	default:

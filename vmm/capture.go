@@ -155,7 +155,7 @@ func (m *Machine) copyDirty(c *Capture) (err error) {
 			if !ok {
 				panic(r)
 			}
-			fault := MemoryFault{Page: off / memory.PageSize, GPA: m.gpaOf(off), VCPU: -1}
+			fault := MemoryFault{Page: off / memory.PageSize, GPA: m.gpaOf(off), VCPU: -1, Optional: true}
 			m.reportFault(fault)
 			err = fmt.Errorf("copy page %d: %w", fault.Page, ErrMemoryFault)
 		}

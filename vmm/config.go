@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -48,8 +49,9 @@ type Config struct {
 	// stopped from then on, and the guest's state is as it was. Nil: such a fault is a crash of the guest.
 	OnFault func(error)
 	// OnMemoryFault is told, on a goroutine of its own, of a page of guest RAM that can't be read.
-	// The vCPU that met it waits, still taking part in pauses, until Heal or Stop. Nil: such a
-	// fault is a crash of the guest.
+	// The vCPU that met it waits, still taking part in pauses, until Heal or Stop; a device that met it
+	// waits with the device lock held, until Heal, GiveUpDamage or Stop. Nil: such a fault is a crash of
+	// the guest.
 	OnMemoryFault func(MemoryFault)
 	// OnDiskError is told of each access to a disk's file that failed, on a goroutine of the disk's. True
 	// keeps it from the guest: the request stays in flight, and whoever goes on from this machine's state
@@ -109,6 +111,7 @@ type MemoryFault struct {
 	VCPU int    // the vCPU that met it and waits for Heal; -1: the VMM itself met it
 	// Optional faults were found by the kernel's scrubbing: nobody has used the data yet.
 	Optional bool
+	Since    time.Time // when the page was found damaged
 }
 
 // Errors that callers tell apart.

@@ -1,12 +1,16 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/vmm/memory"
+	"github.com/pollux-ha/pollux/vmm/platform"
 )
 
 // vcpuFault is a memory fault that a vCPU waits with.
@@ -17,11 +21,25 @@ type vcpuFault struct {
 	access bool
 }
 
-// inRAM says whether a guest-physical address is backed by RAM.
-func (m *Machine) inRAM(gpa uint64) bool {
-	_, err := m.ram.View(gpa, 1)
-	return err == nil
+// damage is what a Machine knows of pages that can't be read.
+type damage struct {
+	sync.Mutex
+	pages  map[int]*damagedPage
+	gaveUp bool // nothing is mended any more, until the next Start
 }
+
+// damagedPage is one that waits for Heal.
+type damagedPage struct {
+	since time.Time
+	met   bool // somebody waits for it
+	done  chan struct{}
+}
+
+// errGaveUp says that nobody will mend a damaged page.
+var errGaveUp = errors.New("it is not going to be mended")
+
+// inRAM says whether a guest-physical address is backed by RAM.
+func (m *Machine) inRAM(gpa uint64) bool { return m.ram.Contains(gpa, 1) }
 
 // drainSignals takes the signals of this thread that ended KVM_RUN.
 func (v *vcpu) drainSignals() {
@@ -74,11 +92,112 @@ func (v *vcpu) faultAt(gpa uint64, access bool) {
 	v.m.reportFault(MemoryFault{Page: f.page, GPA: gpa, VCPU: v.id})
 }
 
-func (m *Machine) reportFault(f MemoryFault) {
+// reportFault tells of a damaged page, once, and once more when it was optional and then somebody needs it.
+func (m *Machine) reportFault(f MemoryFault) *damagedPage {
+	m.ram.NoteDamage(f.Page)
+	d := &m.damage
+	d.Lock()
+	defer d.Unlock()
+	p := d.pages[f.Page]
+	if p != nil && (p.met || f.Optional) {
+		return p
+	}
+	if p == nil {
+		if d.pages == nil {
+			d.pages = make(map[int]*damagedPage)
+		}
+		p = &damagedPage{since: time.Now(), done: make(chan struct{})}
+		d.pages[f.Page] = p
+	}
+	p.met = !f.Optional
+	f.Since = p.since
 	m.log.Error("a page of guest memory can't be read", zap.Int("page", f.Page), zap.Uint64("gpa", f.GPA),
 		zap.Int("vcpu", f.VCPU), zap.Bool("action_optional", f.Optional))
 	if m.cfg.OnMemoryFault != nil {
 		go m.cfg.OnMemoryFault(f)
+	}
+	return p
+}
+
+// mendForDevice is how a device gets a page that it has found damaged: its thread waits, with the device lock
+// held.
+func (m *Machine) mendForDevice(page int) error {
+	if m.cfg.OnMemoryFault == nil {
+		m.log.Error("a page of guest memory that a device needs can't be read", zap.Int("page", page))
+		m.PowerEvent(platform.Crashed)
+		return errGaveUp
+	}
+	p := m.reportFault(MemoryFault{Page: page, GPA: m.gpaOf(page * memory.PageSize), VCPU: -1})
+	m.damage.Lock()
+	gaveUp := m.damage.gaveUp
+	m.damage.Unlock()
+	if gaveUp {
+		return errGaveUp
+	}
+	<-p.done
+	m.damage.Lock()
+	defer m.damage.Unlock()
+	if m.damage.gaveUp {
+		return errGaveUp
+	}
+	return nil
+}
+
+// FoundDamaged says that a page can't be read, and that the guest has not asked for it.
+func (m *Machine) FoundDamaged(page int) {
+	m.reportFault(MemoryFault{Page: page, GPA: m.gpaOf(page * memory.PageSize), VCPU: -1, Optional: true})
+}
+
+// InjectDamage makes a page behave as if its memory were damaged, and count as written before or not as it is.
+// As with an error that the kernel's scrubbing has found, it is reported before anybody touches the page.
+func (m *Machine) InjectDamage(page int, dirty bool) error {
+	m.Lock() // no checkpoint comes between
+	if dirty {
+		if err := m.ram.MarkDirty(page); err != nil {
+			m.Unlock()
+			return err
+		}
+	}
+	err := m.ram.Poison(page)
+	m.Unlock()
+	if err != nil {
+		return err
+	}
+	m.FoundDamaged(page)
+	return nil
+}
+
+// GiveUpDamage says that no damaged page is going to be mended. Devices that wait for one fail; vCPUs wait until
+// Stop. Whoever calls it has seen to it that nothing leaves the guest any more.
+func (m *Machine) GiveUpDamage() {
+	d := &m.damage
+	d.Lock()
+	defer d.Unlock()
+	if d.gaveUp {
+		return
+	}
+	d.gaveUp = true
+	for _, p := range d.pages {
+		close(p.done)
+	}
+	d.pages = nil
+}
+
+// forgetDamage begins a new run, on other contents.
+func (m *Machine) forgetDamage() {
+	m.damage.Lock()
+	defer m.damage.Unlock()
+	m.damage.gaveUp = false
+}
+
+// undamaged takes a page that can be read again off the list.
+func (m *Machine) undamaged(page int) {
+	d := &m.damage
+	d.Lock()
+	defer d.Unlock()
+	if p := d.pages[page]; p != nil {
+		close(p.done)
+		delete(d.pages, page)
 	}
 }
 
@@ -92,39 +211,43 @@ func (v *vcpu) awaitHeal() {
 	g.Unlock()
 }
 
-// Heal puts a fresh page with data in the place of a damaged one, and the vCPUs that wait for it go
-// on. It may be called at any time. The page does not count as written: data is what the twin
-// already has.
+// Heal puts a fresh page with data in the place of a damaged one, and whoever waits for it goes on. It may be
+// called at any time. The page does not count as written: data is what the twin already has. A page that has
+// been discarded since it was found damaged stays as it is.
 func (m *Machine) Heal(page int, data []byte) error {
-	if err := m.ram.Replace(page, data); err != nil {
+	if err := m.ram.Mend(page, data); err != nil {
 		return fmt.Errorf("heal a page of guest memory: %w", err)
 	}
+	m.undamaged(page)
+	var again []MemoryFault
 	g := &m.gate
 	g.Lock()
-	defer g.Unlock()
 	for _, v := range m.vcpus {
 		f := v.fault.Load()
 		if f == nil || f.page != page {
 			continue
 		}
-		if f.access {
-			v.accessRAM()
+		if f.access && !v.accessRAM() {
+			again = append(again, MemoryFault{Page: page, GPA: m.gpaOf(page * memory.PageSize), VCPU: v.id})
+			continue
 		}
 		v.fault.Store(nil)
 	}
 	g.broadcast()
+	g.Unlock()
+	for _, f := range again {
+		m.reportFault(f)
+	}
 	return nil
 }
 
-// accessRAM carries out an access to RAM that KVM took for one to a device. The vCPU's thread
-// waits meanwhile.
-func (v *vcpu) accessRAM() {
+// accessRAM carries out an access to RAM that KVM took for one to a device; false: the page is damaged again.
+// The vCPU's thread waits meanwhile.
+func (v *vcpu) accessRAM() bool {
 	a := v.kvm.MMIO()
-	var err error
-	if a.Write {
-		err = v.m.ram.Write(a.Addr, a.Data)
-	} else {
-		err = v.m.ram.Read(a.Addr, a.Data)
+	err := v.m.ram.Access(a.Addr, a.Data, a.Write)
+	if errors.Is(err, memory.ErrDamaged) {
+		return false
 	}
 	if err != nil { // it ends beyond the RAM: a device's part, and nobody is there
 		for i := range a.Data {
@@ -132,4 +255,28 @@ func (v *vcpu) accessRAM() {
 		}
 	}
 	v.halfDone = true
+	return true
+}
+
+// PageDirty says whether a page has been written since the last capture. It may be asked while the guest runs.
+func (m *Machine) PageDirty(page int) (bool, error) {
+	if page < 0 || page >= m.ram.Pages() {
+		return false, fmt.Errorf("page %d of %d: %w", page, m.ram.Pages(), memory.ErrRange)
+	}
+	d := &m.dirty
+	d.Lock()
+	defer d.Unlock()
+	if !d.on {
+		return false, errLogOff
+	}
+	for slot, r := range m.ram.Regions() {
+		first := int(r.Offset / memory.PageSize)
+		if page < first || page >= first+int(r.Size/memory.PageSize) {
+			continue
+		}
+		if err := m.vm.DirtyLog(uint32(slot), slotWords(d.estimate, r)); err != nil {
+			return false, err
+		}
+	}
+	return d.estimate[page/64]&(1<<(page%64)) != 0 || m.ram.IsDirty(page), nil
 }

@@ -36,6 +36,8 @@ type Machine struct {
 	vcpus []*vcpu
 	dirty dirtyLog
 
+	damage damage
+
 	syncRegs, sregs2 bool
 	model            cpu.Model // what the guest sees
 	digest           uint64    // of the model
@@ -108,6 +110,7 @@ func (m *Machine) build() error {
 	if m.ram, err = memory.New(m.cfg.MemoryBytes); err != nil {
 		return err
 	}
+	m.ram.OnDamage(m.mendForDevice)
 	m.dirty.init(m.ram.DirtyWords())
 	if m.vm, err = sys.CreateVM(); err != nil {
 		return err
@@ -267,6 +270,7 @@ func (m *Machine) Start() error {
 	if !m.ready {
 		return errors.New("start the guest: nothing is loaded: Boot or LoadState comes first")
 	}
+	m.forgetDamage()
 	if m.clock.loaded && m.clock.advance > 0 {
 		m.advanceDevices(m.clock.advance)
 	}
@@ -305,6 +309,7 @@ func (m *Machine) Stop() error {
 	g.started, g.staying, g.requested = false, false, false
 	m.callOut()
 	g.Unlock()
+	m.GiveUpDamage() // a device that waits for a page holds the lock
 	if inPause {
 		m.suspend()
 		return ErrInPause

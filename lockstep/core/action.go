@@ -39,6 +39,17 @@ type (
 		Stream uint64
 		Why    string
 	}
+	// Fetch asks the replica for its copy of a page as of the epoch or a later one, to be told as Copied. Every
+	// epoch up to that one is sent before.
+	Fetch struct {
+		Stream uint64
+		Page   uint32
+		Epoch  pact.Epoch
+	}
+	// Mend puts the copy that came last into the place of a damaged page.
+	Mend struct{ Page uint32 }
+	// GiveUp says that no damaged page will be mended here any more.
+	GiveUp struct{}
 	// Refuse tells the operator why an order is not followed.
 	Refuse struct{ Why string }
 
@@ -91,6 +102,9 @@ func (EndEpoch) action()    {}
 func (Propose) action()     {}
 func (WriteMarker) action() {}
 func (CloseStream) action() {}
+func (Fetch) action()       {}
+func (Mend) action()        {}
+func (GiveUp) action()      {}
 func (Refuse) action()      {}
 func (End) action()         {}
 
@@ -125,6 +139,11 @@ func (a Propose) String() string {
 func (a WriteMarker) String() string { return fmt.Sprintf("write marker term=%d", a.Term) }
 func (a CloseStream) String() string { return fmt.Sprintf("close stream %d (%s)", a.Stream, a.Why) }
 func (a Refuse) String() string      { return fmt.Sprintf("refuse (%s)", a.Why) }
+func (a Fetch) String() string {
+	return fmt.Sprintf("fetch page=%d epoch=%d stream=%d", a.Page, a.Epoch, a.Stream)
+}
+func (a Mend) String() string { return fmt.Sprintf("mend page=%d", a.Page) }
+func (GiveUp) String() string { return "give up damaged pages" }
 func (a End) String() string {
 	s := fmt.Sprintf("end: %s, term=%d %s", a.Outcome, a.Assignment.Term, a.Assignment.Mode)
 	if a.Why != "" {

@@ -31,6 +31,8 @@ type Core struct {
 	markerAsked pact.Term
 
 	stream stream
+	pages  map[uint32]damagedPage // damaged, and asked for
+	giveUp bool                   // they will not be mended, and the driver has not been told
 
 	captured pact.Epoch // newest
 	acked    pact.Epoch // newest that the stream's replica holds
@@ -182,6 +184,10 @@ func (c *Core) absorb(ev Event) {
 		c.switching = false
 	case Faulty:
 		c.setFault(ev.Why)
+	case Damaged:
+		c.damaged(ev)
+	case Copied:
+		c.copied(ev)
 	case PoweredOff:
 		if c.power == "" {
 			c.power = reason(ev.Why, "the guest switched itself off")
@@ -373,9 +379,11 @@ func (c *Core) streamUp(ev StreamUp) {
 	c.hurried = false
 	if ev.Resumed {
 		c.acked = max(c.acked, ev.Last)
+		c.fetchAgain()
 	} else {
 		c.acked = 0
 		c.sealed = 0
+		c.loseCopies("the replica has lost its image")
 	}
 }
 
@@ -389,6 +397,7 @@ func (c *Core) streamLost(why string) {
 	c.stream.state, c.stream.filled = streamDown, false
 	c.detail = "no stream to the replica: " + why
 	c.abandonSeal()
+	c.loseCopies(c.detail)
 }
 
 // dropStream closes the stream from this side.
@@ -396,6 +405,7 @@ func (c *Core) dropStream(why string) {
 	if c.stream.state == streamUp {
 		c.act(CloseStream{c.stream.id, why})
 		c.stream.state, c.stream.filled = streamDown, false
+		c.loseCopies("the stream is closed: " + why)
 	}
 }
 

@@ -18,6 +18,10 @@ func (c *Core) derive(again bool) {
 		c.ask(w, again)
 	}
 	c.deriveMarker()
+	if c.giveUp {
+		c.giveUp = false
+		c.act(GiveUp{})
+	}
 }
 
 func (c *Core) deriveGate() {

@@ -35,4 +35,6 @@
 //  8. A higher term with another primary ends it: the vCPUs stop for good, what is held is dropped.
 //     There is no way back; the next right comes to another incarnation.
 //  9. A faulty primary asks Surrender and never GoSolo; its vCPUs do not run again.
+//  10. A damaged page is mended only with what it held at the newest captured epoch, from a replica that holds
+//     that epoch whole. One that was written since, or that nobody can supply, is a fault.
 package core

@@ -75,6 +75,22 @@ type (
 	// Faulty says that this host or process can't run the guest correctly any more.
 	Faulty struct{ Why string }
 
+	// Damaged says that a page of guest memory can't be read. Dirty: it may have been written since the newest
+	// captured epoch. Needed: somebody waits for it. It may come again for the same page.
+	Damaged struct {
+		Page   uint32
+		Dirty  bool
+		Needed bool
+	}
+
+	// Copied is the replica's answer to Fetch: whether it has the page, and as of which epoch.
+	Copied struct {
+		Stream uint64
+		Page   uint32
+		Epoch  pact.Epoch
+		Good   bool
+	}
+
 	// PoweredOff says that the guest switched itself off, and runs no more.
 	PoweredOff struct{ Why string }
 
@@ -96,5 +112,7 @@ func (MarkerDurable) event()     {}
 func (SwitchoverOrdered) event() {}
 func (SwitchoverExpired) event() {}
 func (Faulty) event()            {}
+func (Damaged) event()           {}
+func (Copied) event()            {}
 func (PoweredOff) event()        {}
 func (Killed) event()            {}

@@ -35,7 +35,7 @@ func TestSchedules(t *testing.T) {
 	if testing.Short() {
 		n /= 10
 	}
-	ends := map[string]int{}
+	ends, mended := map[string]int{}, 0
 	for i := range n {
 		seed := base + uint64(i)
 		w := newWorld(seed)
@@ -44,8 +44,12 @@ func TestSchedules(t *testing.T) {
 				strings.Join(w.trace[max(0, len(w.trace)-60):], "\n"))
 		}
 		ends[w.ending()]++
+		mended += w.mended
 	}
-	t.Logf("%d schedules from seed %d ended: %v", n, base, ends)
+	t.Logf("%d schedules from seed %d ended: %v, %d pages mended", n, base, ends, mended)
+	if mended == 0 && n >= 1000 {
+		t.Error("no page was mended: the test does not go where it should")
+	}
 	for _, want := range []string{"lost", "exchanged", "stopped", "failed", "running protected"} {
 		if ends[want] == 0 && n >= 1000 {
 			t.Errorf("no schedule ended %q: the test does not go where it should", want)
@@ -85,7 +89,10 @@ type world struct {
 	streamOn  bool // the primary believes in a stream
 	wire      bool // it works
 	toReplica []pact.Epoch
+	fetches   []Fetch
 	toPrimary []Event
+	// Pages that can't be read: the epoch whose content is to be put back, 0 where it is nowhere.
+	damaged map[uint32]pact.Epoch
 
 	// The replica.
 	r replicaModel
@@ -100,6 +107,7 @@ type world struct {
 	finalTerm   pact.Term       // in which a final epoch was captured; the guest must stand still in it
 	gapIDs      map[string]bool // Confirms asked after the last gap or word
 	doubtOpen   bool
+	mended      int
 }
 
 type replicaModel struct {
@@ -113,7 +121,7 @@ type replicaModel struct {
 }
 
 func newWorld(seed uint64) *world {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), running: true, c: New(Config{Guest: "g", Self: parties["a"]}), gapIDs: map[string]bool{}}
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), running: true, c: New(Config{Guest: "g", Self: parties["a"]}), gapIDs: map[string]bool{}, damaged: map[uint32]pact.Epoch{}}
 	w.r.party = parties["b"]
 	w.state = pact.NewState()
 	spec := pact.Spec{Hosts: []string{"a", "b", "c"}, Kernel: "builtin:ledger", MemoryBytes: 64 << 20, CPUs: 1}
@@ -162,7 +170,7 @@ func (w *world) run() error {
 
 // random lets one thing happen.
 func (w *world) random() error {
-	switch w.rng.IntN(22) {
+	switch w.rng.IntN(24) {
 	case 0, 1, 2, 3:
 		w.guestRuns()
 	case 4, 5, 6:
@@ -207,6 +215,12 @@ func (w *world) random() error {
 		if w.maybe(8) {
 			return w.step(SwitchoverExpired{})
 		}
+	case 22:
+		if w.maybe(6) {
+			return w.damage()
+		}
+	case 23:
+		return w.copyPage()
 	case 21:
 		switch w.rng.IntN(200) {
 		case 0:
@@ -226,6 +240,44 @@ func (w *world) random() error {
 			w.cut()
 			w.r = replicaModel{party: pact.Party{Host: "b", Incarnation: w.r.party.Incarnation + 1}, seen: w.r.seen}
 		}
+	}
+	return nil
+}
+
+// damage makes a page unreadable, or has somebody meet one.
+func (w *world) damage() error {
+	page := uint32(w.rng.IntN(100))
+	ev := Damaged{Page: page, Dirty: w.dirty && w.maybe(6), Needed: !w.maybe(3)}
+	at, known := w.damaged[page]
+	switch {
+	case known:
+		ev.Dirty = at == 0 // nobody has written it since
+	case ev.Dirty:
+		w.damaged[page] = 0
+	case w.capturedN != 0:
+		w.damaged[page] = w.capturedN
+	default:
+		return nil
+	}
+	return w.step(ev)
+}
+
+// copyPage lets the replica answer the oldest request, once it has what was sent before it. It may have lost
+// its copy too.
+func (w *world) copyPage() error {
+	if !w.wire || len(w.fetches) == 0 {
+		return nil
+	}
+	f := w.fetches[0]
+	for _, e := range w.toReplica {
+		if e <= f.Epoch {
+			return nil
+		}
+	}
+	w.fetches = w.fetches[1:]
+	w.toPrimary = append(w.toPrimary, Copied{Stream: f.Stream, Page: f.Page, Epoch: w.r.holds, Good: w.r.complete && !w.maybe(10)})
+	if w.maybe(8) {
+		w.toPrimary = append(w.toPrimary, w.toPrimary[len(w.toPrimary)-1])
 	}
 	return nil
 }
@@ -331,7 +383,7 @@ func (w *world) network() error {
 
 func (w *world) cut() {
 	w.wire = false
-	w.toReplica, w.toPrimary = nil, nil
+	w.toReplica, w.toPrimary, w.fetches = nil, nil, nil
 }
 
 // dial makes a stream, as the driver would.
@@ -529,6 +581,21 @@ func (w *world) step(ev Event) error {
 			if w.finalTerm == w.c.Term() {
 				return fmt.Errorf("resumed in term %d, in which the final epoch was captured", w.finalTerm)
 			}
+		case Fetch:
+			if a.Stream == w.streamID && w.wire {
+				w.fetches = append(w.fetches, a)
+			}
+		case Mend:
+			copied, ok := ev.(Copied)
+			if at, known := w.damaged[a.Page]; !ok || !known || at == 0 || copied.Epoch < at || copied.Page != a.Page || !copied.Good {
+				return fmt.Errorf("page %d, of epoch %d, is mended with %+v", a.Page, at, ev)
+			}
+			delete(w.damaged, a.Page)
+			w.mended++
+		case GiveUp:
+			if w.c.fault == "" {
+				return fmt.Errorf("pages are given up by a primary without a fault")
+			}
 		case WriteMarker:
 			w.markers = append(w.markers, a.Term)
 		case CloseStream:
@@ -649,6 +716,9 @@ func (w *world) settle() error {
 				if err := w.network(); err != nil {
 					return err
 				}
+				if err := w.copyPage(); err != nil {
+					return err
+				}
 			}
 		}
 		if err := w.check(); err != nil {
@@ -657,6 +727,9 @@ func (w *world) settle() error {
 	}
 	if w.outcome != 0 {
 		return nil
+	}
+	if len(w.c.pages) > 0 && w.c.fault == "" {
+		return fmt.Errorf("damaged pages wait for ever: %v", w.c.pages)
 	}
 	if !w.running {
 		return fmt.Errorf("the guest stands still for ever: %s (%s)", w.c.Mode(), w.c.Detail())

@@ -189,6 +189,10 @@ func parseEvent(f []string) (Event, error) {
 		return SwitchoverExpired{}, nil
 	case "faulty":
 		return Faulty{w.text()}, nil
+	case "damaged":
+		return Damaged{Page: uint32(w.num("page")), Dirty: w.has("dirty"), Needed: w.has("needed")}, nil
+	case "copied":
+		return Copied{Stream: w.num("stream"), Page: uint32(w.num("page")), Epoch: pact.Epoch(w.num("epoch")), Good: w.has("good")}, nil
 	case "powered-off":
 		return PoweredOff{w.text()}, nil
 	case "killed":

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
+	"github.com/pollux-ha/pollux/vmm/memory"
 	"github.com/pollux-ha/pollux/vmm/platform"
 	"github.com/pollux-ha/pollux/vmm/platform/codec"
 )
@@ -27,8 +28,8 @@ type Generation struct {
 
 // NewGeneration makes the device. The device lock is held.
 func NewGeneration(p platform.Platform, acpi *ACPI, id GenerationID) (*Generation, error) {
-	if _, err := p.RAM().View(platform.GenerationPage, uint64(len(id))); err != nil {
-		return nil, fmt.Errorf("place the generation ID: %w", err)
+	if !p.RAM().Contains(platform.GenerationPage, uint64(len(id))) {
+		return nil, fmt.Errorf("place the generation ID: %w", memory.ErrRange)
 	}
 	return &Generation{p: p, acpi: acpi, id: id}, nil
 }

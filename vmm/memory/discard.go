@@ -26,6 +26,8 @@ func (r *RAM) discard(off, n uint64) error {
 	if n == 0 {
 		return nil
 	}
+	r.healing.Lock()
+	defer r.healing.Unlock()
 	if err := r.clearHealed(off, n); err != nil {
 		return err
 	}
@@ -40,10 +42,16 @@ func (r *RAM) discard(off, n uint64) error {
 	return nil
 }
 
-// clearHealed writes zeros into the pages of the range that do not lie in the RAM file.
+// clearHealed writes zeros into the pages of the range that do not lie in the RAM file, and puts zero pages in
+// the place of damaged ones. r.healing is held.
 func (r *RAM) clearHealed(off, n uint64) error {
-	r.healing.Lock()
-	defer r.healing.Unlock()
+	for p := range r.damaged {
+		if at := uint64(p) * PageSize; at >= off && at < off+n {
+			if err := r.replace(p, make([]byte, PageSize)); err != nil {
+				return err
+			}
+		}
+	}
 	for p := range r.healed {
 		if at := uint64(p) * PageSize; at >= off && at < off+n {
 			clear(r.Page(p))

@@ -53,6 +53,10 @@ type RAM struct {
 
 	healing sync.Mutex
 	healed  map[int]bool // pages that lie in a file of their own
+	damaged map[int]bool // pages that can't be read
+	uffd    int          // of Poison; 0: none
+
+	mend func(page int) error // nil: nobody can
 }
 
 // New makes size bytes of RAM, zeroed and not yet populated. size is rounded up to a page.
@@ -88,6 +92,9 @@ func New(size uint64) (*RAM, error) {
 func (r *RAM) Close() error {
 	err := unix.Munmap(r.mem)
 	r.mem = nil
+	if r.uffd != 0 {
+		err = errors.Join(err, unix.Close(r.uffd))
+	}
 	return errors.Join(err, unix.Close(r.fd))
 }
 
@@ -119,10 +126,13 @@ func (r *RAM) offset(gpa, n uint64) (uint64, error) {
 	return 0, fmt.Errorf("%d bytes at guest address %#x: %w", n, gpa, ErrRange)
 }
 
-// View returns the n bytes at gpa for reading. They must lie in one region. Never write
-// through it: such a write would be missing in the next checkpoint.
+// View returns the n bytes at gpa for reading, at once: they can be read when it returns. They must lie in
+// one region. Never write through it: such a write would be missing in the next checkpoint.
 func (r *RAM) View(gpa, n uint64) ([]byte, error) {
 	off, err := r.offset(gpa, n)
+	if err == nil {
+		err = r.probe(off, n)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -131,12 +141,11 @@ func (r *RAM) View(gpa, n uint64) ([]byte, error) {
 
 // Read fills p from gpa.
 func (r *RAM) Read(gpa uint64, p []byte) error {
-	v, err := r.View(gpa, uint64(len(p)))
+	off, err := r.offset(gpa, uint64(len(p)))
 	if err != nil {
 		return err
 	}
-	copy(p, v)
-	return nil
+	return r.copyMending(p, r.mem[off:off+uint64(len(p))])
 }
 
 // Write stores p at gpa and marks the pages dirty after the bytes have landed.
@@ -145,7 +154,9 @@ func (r *RAM) Write(gpa uint64, p []byte) error {
 	if err != nil {
 		return err
 	}
-	copy(r.mem[off:], p)
+	if err := r.copyMending(r.mem[off:off+uint64(len(p))], p); err != nil {
+		return err
+	}
 	r.markDirty(off, uint64(len(p)))
 	return nil
 }
@@ -154,6 +165,9 @@ func (r *RAM) Write(gpa uint64, p []byte) error {
 // all of their pages dirty afterwards, also where fn fails half-way.
 func (r *RAM) Fill(gpa, n uint64, fn func(p []byte) error) error {
 	off, err := r.offset(gpa, n)
+	if err == nil {
+		err = r.probe(off, n)
+	}
 	if err != nil {
 		return err
 	}

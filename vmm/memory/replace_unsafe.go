@@ -12,6 +12,13 @@ import (
 // guest may run meanwhile: it meets the old page or the new one, never anything between. The page
 // does not count as written: data is what it held at the last checkpoint.
 func (r *RAM) Replace(index int, data []byte) error {
+	r.healing.Lock()
+	defer r.healing.Unlock()
+	return r.replace(index, data)
+}
+
+// replace is Replace with healing held.
+func (r *RAM) replace(index int, data []byte) error {
 	if index < 0 || index >= r.Pages() || len(data) != PageSize {
 		return fmt.Errorf("replace page %d of %d with %d bytes: %w", index, r.Pages(), len(data), unix.EINVAL)
 	}
@@ -27,8 +34,6 @@ func (r *RAM) Replace(index int, data []byte) error {
 	} else if n != PageSize {
 		return fmt.Errorf("fill a fresh page for page %d: %w", index, io.ErrShortWrite)
 	}
-	r.healing.Lock()
-	defer r.healing.Unlock()
 	if r.healed == nil {
 		r.healed = make(map[int]bool)
 	}
@@ -37,5 +42,6 @@ func (r *RAM) Replace(index int, data []byte) error {
 	if _, err := unix.MmapPtr(fd, 0, at, PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
 		return fmt.Errorf("map a fresh page over page %d: %w", index, err)
 	}
+	delete(r.damaged, index)
 	return nil
 }

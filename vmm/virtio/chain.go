@@ -64,8 +64,8 @@ func (c *chain) parse(ram *memory.RAM, table uint64, size, head uint16, indirect
 			if !indirect || nested || flags&descNext != 0 || entries == 0 || entries > maxIndirect || length%descSize != 0 {
 				return fmt.Errorf("indirect descriptor of %d bytes, flags %#x: %w", length, flags, errRing)
 			}
-			if _, err := ram.View(addr, uint64(length)); err != nil {
-				return fmt.Errorf("indirect table: %w: %w", errRing, err)
+			if !ram.Contains(addr, uint64(length)) {
+				return fmt.Errorf("indirect table: %w: %d bytes at %#x: %w", errRing, length, addr, memory.ErrRange)
 			}
 			table, n, at, nested = addr, uint16(entries), 0, true
 			limit = count + 1 + int(entries)
@@ -85,8 +85,8 @@ func (c *chain) add(ram *memory.RAM, addr uint64, length uint32, write bool) err
 	if length == 0 {
 		return fmt.Errorf("descriptor of no bytes: %w", errRing)
 	}
-	if _, err := ram.View(addr, uint64(length)); err != nil {
-		return fmt.Errorf("descriptor: %w: %w", errRing, err)
+	if !ram.Contains(addr, uint64(length)) {
+		return fmt.Errorf("descriptor: %w: %d bytes at %#x: %w", errRing, length, addr, memory.ErrRange)
 	}
 	if limit := cmp.Or(c.limit, maxChainBytes); c.readable+c.writable+uint64(length) > limit {
 		return fmt.Errorf("descriptor chain of more than %d bytes: %w", limit, errRing)

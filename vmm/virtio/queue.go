@@ -55,8 +55,8 @@ func (q *queue) usable() error {
 		if part.at%part.align != 0 {
 			return fmt.Errorf("%s at %#x is not aligned: %w", part.name, part.at, errRing)
 		}
-		if _, err := q.ram.View(part.at, part.bytes); err != nil {
-			return fmt.Errorf("%s: %w: %w", part.name, errRing, err)
+		if !q.ram.Contains(part.at, part.bytes) {
+			return fmt.Errorf("%s: %w: %d bytes at %#x: %w", part.name, errRing, part.bytes, part.at, memory.ErrRange)
 		}
 	}
 	return nil

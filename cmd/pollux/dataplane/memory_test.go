@@ -1,0 +1,167 @@
+package dataplane
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pollux-ha/pollux/cluster/link"
+	"github.com/pollux-ha/pollux/cluster/pact"
+	"github.com/pollux-ha/pollux/guests/ledger"
+	"github.com/pollux-ha/pollux/vmm/memory"
+)
+
+// codePages are the pages of our guest's program, which it never writes and uses for each answer.
+func codePages(t *testing.T) (pages []int) {
+	t.Helper()
+	f, err := elf.NewFile(bytes.NewReader(ledger.Image()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_LOAD && p.Flags&elf.PF_X != 0 {
+			for at := p.Paddr &^ (memory.PageSize - 1); at < p.Paddr+p.Filesz; at += memory.PageSize {
+				pages = append(pages, int(at/memory.PageSize))
+			}
+		}
+	}
+	if len(pages) == 0 {
+		t.Fatal("the guest has no program")
+	}
+	return pages
+}
+
+func poison(t *testing.T, m *member, page int) {
+	t.Helper()
+	err := m.p.machine.RAM().Poison(page)
+	if errors.Is(err, memory.ErrNoPoison) {
+		t.Skipf("needs userfaultfd: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// logged counts the lines of a host's event log that hold all of the words.
+func (m *member) logged(t *testing.T, words ...string) (n int) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(m.dir, "events.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+lines:
+	for line := range strings.Lines(string(b)) {
+		for _, w := range words {
+			if !strings.Contains(line, w) {
+				continue lines
+			}
+		}
+		n++
+	}
+	return n
+}
+
+// TestHeal: pages of the guest's memory are damaged, one by one and many at once; the guest goes on with the
+// replica's copies, on the same host and in the same term.
+func TestHeal(t *testing.T) {
+	r, a, b, _ := pairUp(t)
+	before := r.until("marked", func(x pact.Assignment) bool { return x.CurrentDisk.Host == x.Primary.Host })
+	pages := codePages(t)
+	contents := map[int][]byte{}
+	for _, p := range pages {
+		contents[p] = bytes.Clone(a.p.machine.RAM().Page(p))
+	}
+	for i := range 8 {
+		poison(t, a, pages[i%len(pages)])
+		for range 3 {
+			if r.ask(a, b) != a {
+				t.Fatal("b answered while a is the primary")
+			}
+		}
+	}
+	for _, p := range pages[:min(len(pages), 40)] {
+		poison(t, a, p)
+	}
+	for range 10 {
+		if r.ask(a, b) != a {
+			t.Fatal("b answered while a is the primary")
+		}
+	}
+	healed := uint64(0)
+	r.until("the last page in use is healed", func(pact.Assignment) bool {
+		healed = a.status.Heals
+		return healed > 3 && a.status.TimingsUs["heal"].Samples > 3
+	})
+	for range 10 {
+		r.ask(a, b)
+	}
+	if x := r.until("as before", func(x pact.Assignment) bool { return true }); x.Term != before.Term || x.Primary != partyA {
+		t.Errorf("healing has moved the guest: %+v, before %+v", x, before)
+	}
+	// The pages that nobody has touched are still bad. The others hold what they held.
+	page := make([]byte, memory.PageSize)
+	good := 0
+	for _, p := range pages {
+		if err := a.p.machine.RAM().Try(p, page); err != nil {
+			continue
+		}
+		good++
+		if !bytes.Equal(page, contents[p]) {
+			t.Errorf("page %d holds something else than before", p)
+		}
+	}
+	t.Logf("%d of %d pages can be read, %d were healed: p50 %.0f µs", good, len(pages), healed, a.status.TimingsUs["heal"].P50)
+	a.p.events.Close()
+	if a.logged(t, `"heal"`) == 0 || a.logged(t, `"fault"`, `"memory"`) == 0 {
+		t.Error("the event log knows nothing of it")
+	}
+}
+
+// TestSurrenderOfADirtyPage: what the guest has written since the last checkpoint is lost with the page. The
+// replica goes on from that checkpoint.
+func TestSurrenderOfADirtyPage(t *testing.T) {
+	r, a, b, _ := pairUp(t)
+	page := codePages(t)[0]
+	if err := a.p.machine.InjectDamage(page, true); errors.Is(err, memory.ErrNoPoison) {
+		t.Skipf("needs userfaultfd: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	got := r.until("b runs the guest", func(x pact.Assignment) bool { return x.Primary == partyB })
+	a.exited(t, link.ExitReplaced)
+	a.drain()
+	if r.ask(a, b) != b {
+		t.Fatal("somebody else answered")
+	}
+	if got.Mode != pact.Solo {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestDamageWithoutReplica: nobody has the page. The guest's end has a name.
+func TestDamageWithoutReplica(t *testing.T) {
+	needsKVM(t)
+	r := newRaft(t)
+	a := r.launch(partyA, t.TempDir(), certificates(t)["a"])
+	if v := r.propose(pact.Command{Kind: pact.Start, Guest: "g", By: partyA}); !v.Applied {
+		t.Fatal(v.Reason)
+	}
+	r.ask(a)
+	for _, p := range codePages(t) {
+		poison(t, a, p)
+	}
+	if _, err := a.wire.Write(whoHas); err != nil {
+		t.Fatal(err)
+	}
+	a.exited(t, link.ExitFailed)
+	if !strings.Contains(a.p.why, "no replica to heal it from") {
+		t.Errorf("it ended because of %q", a.p.why)
+	}
+	if n := a.logged(t, `"fault"`, `"memory"`); n == 0 {
+		t.Error("the event log knows nothing of it")
+	}
+}
