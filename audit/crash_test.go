@@ -156,7 +156,7 @@ func TestCrashInTheRepair(t *testing.T) {
 					return nil
 				}
 			}
-			if _, err := open(ff, path, "a"); !errors.Is(err, errCrash) {
+			if _, err := open(ff, path, "a", Limits{}); !errors.Is(err, errCrash) {
 				t.Fatalf("the first repair: %v, want a crash", err)
 			}
 			l := mustOpen(t, path)

@@ -40,6 +40,7 @@ const (
 	Operator    Kind = "operator-order"
 	Access      Kind = "access"     // somebody was turned away from the API or from joining: from, reason
 	LogRepair   Kind = "log-repair" // the rest of an unfinished append was cut off: bytes, text
+	LogTrim     Kind = "log-trim"   // the oldest segment of the log is deleted: file, from, through, hash
 )
 
 // Event is one line. Of an event to be appended, Kind is required; Seq, Host, Prev and Hash are

@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -42,7 +41,11 @@ type Log struct {
 	turn       chan struct{} // holds one token; whoever has it may use the fields below
 	now        func() time.Time
 
+	limits Limits
 	head   head
+	loaded bool  // head is of f
+	trims  bool  // there may be more segments than are kept
+	told   bool  // that they can't be deleted
 	broken error // set by a failure after which the file's content is not known
 	closed bool
 
@@ -59,31 +62,23 @@ type head struct {
 // Open opens the log at path for writing, and makes it where there is none. host goes into each event. The rest
 // of an unfinished append is cut off and logged; other damage at the end of the log is an error of type
 // *Broken. Open does not look at older lines: Verify does.
-func Open(path, host string) (*Log, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+func Open(path, host string) (*Log, error) { return OpenLimited(path, host, Limits{}) }
+
+// OpenLimited is Open for the one of a log's writers that keeps it within limits.
+func OpenLimited(path, host string, limits Limits) (*Log, error) {
+	f, err := openFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("open the event log: %w", err)
+		return nil, err
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("make the event log %s durable: %w", path, err)
-	}
-	return open(f, path, host)
+	return open(f, path, host, limits)
 }
 
-func open(f file, path, host string) (*Log, error) {
-	l := &Log{path: path, host: host, f: f, turn: make(chan struct{}, 1), now: time.Now}
+func open(f file, path, host string, limits Limits) (*Log, error) {
+	l := &Log{path: path, host: host, limits: limits, trims: true, f: f, turn: make(chan struct{}, 1), now: time.Now, head: head{hash: genesis}}
 	l.turn <- struct{}{}
-	err := l.locked(context.Background(), func() error {
-		h, err := readHead(f)
-		if err != nil {
-			return err
-		}
-		l.head = h
-		return l.finishRepair()
-	})
+	err := l.locked(context.Background(), l.finishRepair)
 	if err != nil {
-		f.Close()
+		l.f.Close()
 		var broken *Broken
 		if errors.As(err, &broken) {
 			err = fmt.Errorf("%w: nothing can be written to a damaged log; keep the file for the auditor, see what "+
@@ -133,7 +128,14 @@ func (l *Log) append(ctx context.Context, e Event) error {
 			if err := l.catchUp(nil); err != nil {
 				return err
 			}
-			return l.write(e)
+			if err := l.rotate(); err != nil {
+				return err
+			}
+			if err := l.write(e); err != nil {
+				return err
+			}
+			l.keep()
+			return nil
 		})
 	}
 	if err != nil {
@@ -167,9 +169,32 @@ func (l *Log) Close() error {
 	return l.f.Close()
 }
 
-// locked runs fn while no other process writes. Others hold the lock for one append at a time, and the
-// lock has no way of being waited for and given up: so it is asked for again, a little later each time.
+// locked runs fn while no other process writes, with l.head as of the file at the log's path.
 func (l *Log) locked(ctx context.Context, fn func() error) error {
+	for {
+		if err := l.lock(ctx); err != nil {
+			return err
+		}
+		same, err := l.follow()
+		if err == nil && !same {
+			continue
+		}
+		if err == nil {
+			err = l.load()
+		}
+		if err == nil {
+			err = fn()
+		}
+		_ = unix.Flock(int(l.f.Fd()), unix.LOCK_UN) // it can't fail on a descriptor that took the lock
+		if !errors.Is(err, errClosedSegment) {
+			return err
+		}
+	}
+}
+
+// lock takes the lock of the file. Others hold it for one append at a time, and the lock has no way of
+// being waited for and given up: so it is asked for again, a little later each time.
+func (l *Log) lock(ctx context.Context) error {
 	fd := int(l.f.Fd())
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		if ctx.Err() != nil {
@@ -177,7 +202,7 @@ func (l *Log) locked(ctx context.Context, fn func() error) error {
 		}
 		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			break
+			return nil
 		}
 		if err == unix.EINTR {
 			continue
@@ -190,8 +215,6 @@ func (l *Log) locked(ctx context.Context, fn func() error) error {
 		case <-time.After(wait):
 		}
 	}
-	defer func() { _ = unix.Flock(fd, unix.LOCK_UN) }() // it can't fail on a descriptor that took the lock
-	return fn()
 }
 
 // catchUp takes in what other processes have appended since l.head, and repairs the end of the file where a
@@ -200,9 +223,6 @@ func (l *Log) catchUp(kept []byte) error {
 	st, err := l.f.Stat()
 	if err != nil {
 		return fmt.Errorf("look at the file: %w", err)
-	}
-	if named, err := os.Lstat(l.path); err != nil || !os.SameFile(st, named) {
-		return fmt.Errorf("the file was moved or deleted while it was in use: put it back, or restart what writes to it")
 	}
 	if st.Size() < l.head.size {
 		return fmt.Errorf("the file has shrunk from %d to %d bytes: somebody cut off events; restore it from a backup, "+
@@ -218,6 +238,8 @@ func (l *Log) catchUp(kept []byte) error {
 		case errors.Is(err, io.EOF) && len(line) == 0:
 			return nil
 		case errors.Is(err, io.EOF):
+			return l.repair(bytes.Clone(line), kept)
+		case l.head.size+int64(len(line)) == st.Size() && notTorn(line, l.head.seq+1, l.head.size) == "":
 			return l.repair(bytes.Clone(line), kept)
 		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
 			return fmt.Errorf("read what was appended: %w", err)

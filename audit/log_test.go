@@ -224,7 +224,7 @@ func openFailing(t *testing.T, path string) (*Log, *failing) {
 		t.Fatal(err)
 	}
 	ff := &failing{File: f}
-	l, err := open(ff, path, "host-a")
+	l, err := open(ff, path, "host-a", Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +17,9 @@ import (
 
 // Broken tells of a line that is not what it must be.
 type Broken struct {
-	Line   uint64 // counted from 1; 0 where only the end of the log was looked at
+	Line   uint64 // of the file, counted from 1; 0 where only the end of the log was looked at
 	Offset int64  // of its first byte in the file
+	File   string // the name of a closed segment; "": the file at the log's path
 	Reason string
 	// Torn says that it is the rest of an append that a crash interrupted: no sign of tampering. The
 	// next process that writes to the log cuts it off.
@@ -25,40 +27,58 @@ type Broken struct {
 }
 
 func (b *Broken) Error() string {
-	if b.Line == 0 {
-		return fmt.Sprintf("the last line (byte %d) %s", b.Offset, b.Reason)
+	of := ""
+	if b.File != "" {
+		of = " of " + b.File
 	}
-	return fmt.Sprintf("line %d (byte %d) %s", b.Line, b.Offset, b.Reason)
+	if b.Line == 0 {
+		return fmt.Sprintf("the last line%s (byte %d) %s", of, b.Offset, b.Reason)
+	}
+	return fmt.Sprintf("line %d%s (byte %d) %s", b.Line, of, b.Offset, b.Reason)
 }
 
 // Summary is the result of a verification.
 type Summary struct {
 	Events uint64    `json:"events"`
+	From   uint64    `json:"from,omitempty"` // number of the first event; those before it were deleted, as log-trim events say
 	First  time.Time `json:"first,omitzero"`
 	Last   time.Time `json:"last,omitzero"`
 	Head   string    `json:"head"` // hash of the last line
 }
 
-// Verify checks every line of the log at path, and that each continues the one before. It reports
+// Verify checks every line of the log at path, closed segments included, and that each continues the one
+// before, and that only segments of which the log says so are deleted. It reports
 // the first broken line as a *Broken; the Summary then covers the lines before it. Writers may go on
 // meanwhile: what was there at the call is verified.
 func Verify(path string) (Summary, error) {
 	s := Summary{Head: genesis}
+	before, trimmed := genesis, false
 	err := scan(path, func(e Event, err error) bool {
 		if err != nil {
 			return false
 		}
 		s.Events++
-		if s.First.IsZero() {
-			s.First = e.Time
+		if s.From == 0 {
+			s.From, s.First, before = e.Seq, e.Time, e.Prev
 		}
 		s.Last, s.Head = e.Time, e.Hash
+		trimmed = trimmed || e.trims(s.From-1, before)
 		return true
 	})
+	if err == nil && s.From > 1 && !trimmed {
+		err = &Broken{Line: 1, File: filepath.Base(segmentPath(path, s.From)), Reason: fmt.Sprintf(
+			"has sequence number %d, and no event says that what was before it has been deleted: a segment was taken away", s.From)}
+	}
 	if err != nil {
 		return s, fmt.Errorf("verify the event log %s: %w", path, err)
 	}
 	return s, nil
+}
+
+// trims says whether e tells that a segment was deleted whose last line has that number and hash.
+func (e *Event) trims(seq uint64, hash string) bool {
+	through, ok := e.Detail["through"].(float64)
+	return e.Kind == LogTrim && ok && uint64(through) == seq && e.Detail["hash"] == hash
 }
 
 // Filter selects events. Its zero value selects all.
@@ -104,18 +124,22 @@ const followInterval = 200 * time.Millisecond
 // Follow is Read, and then waits for further events until ctx is done.
 func Follow(ctx context.Context, path string, f Filter) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		file, err := os.Open(path)
+		log, err := openAll(path)
 		if err != nil {
 			yield(Event{}, fmt.Errorf("open the event log: %w", err))
 			return
 		}
-		defer file.Close()
-		s := newScanner()
+		defer func() { log.Close() }()
+		s, err := log.scanner()
+		if err != nil {
+			yield(Event{}, fmt.Errorf("read the event log %s: %w", path, err))
+			return
+		}
 		told := int64(-1) // offset of an end that is damaged: it stays where it is
 		tick := time.NewTicker(followInterval)
 		defer tick.Stop()
 		for {
-			more, err := s.run(file, func(e Event, err error) bool {
+			more, err := s.run(log.files[0], func(e Event, err error) bool {
 				var b *Broken
 				if errors.As(err, &b) {
 					if b.Torn || b.Offset == told {
@@ -135,6 +159,14 @@ func Follow(ctx context.Context, path string, f Filter) iter.Seq2[Event, error] 
 			if !more {
 				return
 			}
+			switch on, err := s.next(log, path); {
+			case err != nil:
+				yield(Event{}, fmt.Errorf("read the event log %s: %w", path, err))
+				return
+			case on:
+				told = -1
+				continue
+			}
 			select {
 			case <-ctx.Done():
 				return
@@ -147,30 +179,47 @@ func Follow(ctx context.Context, path string, f Filter) iter.Seq2[Event, error] 
 // scan hands every line to fn, broken ones as an error, until fn returns false. It returns the first
 // broken line, or what kept it from reading.
 func scan(path string, fn func(Event, error) bool) error {
-	f, err := os.Open(path)
+	log, err := openAll(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer log.Close()
+	s, err := log.scanner()
+	if err != nil {
+		return err
+	}
 	var first error
-	_, err = newScanner().run(f, func(e Event, err error) bool {
-		if first == nil {
-			first = err
+	for i, f := range log.files {
+		if i > 0 {
+			s.begin(log.name(i))
 		}
-		return fn(e, err)
-	})
-	return errors.Join(err, first)
+		more, err := s.run(f, func(e Event, err error) bool {
+			if first == nil {
+				first = err
+			}
+			return fn(e, err)
+		})
+		if err != nil || !more {
+			return errors.Join(err, first)
+		}
+	}
+	return first
 }
 
 // scanner goes through a log, in one run or several.
 type scanner struct {
+	file   string // the closed segment's name; "": the file at the log's path
 	offset int64
 	line   uint64
+	closed bool // the file will not grow any more
 	seq    uint64
 	hash   string
 }
 
-func newScanner() *scanner { return &scanner{hash: genesis} }
+// begin goes on at the beginning of another file.
+func (s *scanner) begin(name string) {
+	s.file, s.offset, s.line, s.closed = name, 0, 0, false
+}
 
 // run goes on to the end that the file has now. It reports false where fn did.
 func (s *scanner) run(f *os.File, fn func(Event, error) bool) (bool, error) {
@@ -188,12 +237,7 @@ func (s *scanner) run(f *os.File, fn func(Event, error) bool) (bool, error) {
 			if len(line) == 0 {
 				return true, nil
 			}
-			b := &Broken{Line: s.line + 1, Offset: s.offset, Reason: notTorn(line, s.seq+1)}
-			if b.Reason == "" {
-				b.Torn = true
-				b.Reason = fmt.Sprintf("is the rest of an append of which a crash left %d bytes; the next writer cuts it off and logs that", len(line))
-			}
-			return fn(Event{}, b), nil
+			return fn(Event{}, s.tail(line)), nil
 		}
 		size := int64(len(line))
 		if errors.Is(err, bufio.ErrBufferFull) {
@@ -206,8 +250,13 @@ func (s *scanner) run(f *os.File, fn func(Event, error) bool) (bool, error) {
 		} else if err != nil {
 			return false, err
 		}
-		s.line++
 		e, bad := decode(line)
+		if bad != nil && s.offset+size == end {
+			if b := s.tail(line); b.Torn {
+				return fn(Event{}, b), nil
+			}
+		}
+		s.line++
 		if bad == nil {
 			bad = e.follows(s.seq, s.hash)
 			s.seq, s.hash = e.Seq, e.Hash
@@ -218,13 +267,25 @@ func (s *scanner) run(f *os.File, fn func(Event, error) bool) (bool, error) {
 		at := s.offset
 		s.offset += size
 		if bad != nil {
-			if !fn(Event{}, &Broken{Line: s.line, Offset: at, Reason: bad.Error()}) {
+			if !fn(Event{}, &Broken{Line: s.line, Offset: at, File: s.file, Reason: bad.Error()}) {
 				return false, nil
 			}
 		} else if !fn(e, nil) {
 			return false, nil
 		}
 	}
+}
+
+// tail is what is wrong with the last line, which has no end or does not hold what it should.
+func (s *scanner) tail(line []byte) *Broken {
+	b := &Broken{Line: s.line + 1, Offset: s.offset, File: s.file, Reason: notTorn(line, s.seq+1, s.offset)}
+	if b.Reason == "" && s.file == "" {
+		b.Torn = true
+		b.Reason = fmt.Sprintf("is the rest of an append of which a crash left %d bytes; the next writer cuts it off and logs that", len(line))
+	} else if b.Reason == "" {
+		b.Reason = "has no end, though another segment follows"
+	}
+	return b
 }
 
 // prevOf peeks at the line behind a broken one for the hash that it continues: the broken line is told
@@ -296,6 +357,17 @@ func readHead(f file) (head, error) {
 	}
 	begin := bytes.LastIndexByte(b[:last], '\n') + 1
 	e, err := decode(b[begin : last+1])
+	if err != nil && last == len(b)-1 && bytes.IndexByte(b[begin:], 0) >= 0 {
+		// What a crash has left may have the line's end and not all before it. The line before is what counts.
+		if begin == 0 && start == 0 {
+			return head{hash: genesis}, nil
+		}
+		if begin > 0 {
+			last = begin - 1
+			begin = bytes.LastIndexByte(b[:last], '\n') + 1
+			e, err = decode(b[begin : last+1])
+		}
+	}
 	if err != nil {
 		return head{}, &Broken{Offset: start + int64(begin), Reason: err.Error()}
 	}

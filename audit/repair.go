@@ -29,7 +29,7 @@ func (l *Log) tornPath() string { return l.path + ".torn" }
 // repair cuts off tail, the bytes behind l.head. kept is what an interrupted repair had cut off before: it
 // was not logged yet, or the tail is the rest of logging it.
 func (l *Log) repair(tail, kept []byte) error {
-	if reason := notTorn(tail, l.head.seq+1); reason != "" {
+	if reason := notTorn(tail, l.head.seq+1, l.head.size); reason != "" {
 		return &Broken{Line: l.head.seq + 1, Offset: l.head.size, Reason: reason}
 	}
 	if bytes.HasSuffix(kept, tail) {
@@ -90,21 +90,41 @@ func (l *Log) logRepair(tail []byte) error {
 	return nil
 }
 
-// notTorn says why tail, all that follows the line before seq, can't be the rest of an unfinished append;
-// "" means that it is one. Append writes a line at once, its newline last, and acknowledges it after that:
-// so a part without the newline was never acknowledged. Blocks that the file system had allocated but not
-// yet written read as zeros.
-func notTorn(tail []byte, seq uint64) string {
+// sector is what a disk writes as a whole, in bytes.
+const sector = 512
+
+// notTorn says why tail, all that follows the line before seq from that offset of the file on, can't be the
+// rest of an unfinished append; "" means that it is one. Append writes a line at once, its newline last, and
+// acknowledges it after that: so a part without the newline was never acknowledged, and neither was one with
+// whole sectors that the disk has not written. Those, and blocks that the file system had only allocated,
+// read as zeros, which no line contains.
+func notTorn(tail []byte, seq uint64, offset int64) string {
 	part := bytes.TrimRight(tail, "\x00")
+	holes := bytes.IndexByte(part, 0) >= 0
 	want := seqPrefix(seq)
-	n := min(len(part), len(want))
+	for i := range min(len(part), len(want)) {
+		if part[i] != want[i] && (part[i] != 0 || !holes) {
+			return "has no end and is not the beginning of the next event"
+		}
+	}
+	newline := bytes.IndexByte(part, '\n')
 	switch {
 	case len(tail) > MaxLine:
 		return fmt.Sprintf("has %d bytes without an end: no append writes as much", len(tail))
-	case bytes.IndexByte(part, '\n') >= 0 || bytes.IndexByte(part, 0) >= 0:
+	case newline >= 0 && (!holes || newline != len(tail)-1), holes && !wholeSectors(part, offset):
 		return "is damaged, and more follows"
-	case !bytes.Equal(part[:n], want[:n]):
-		return "has no end and is not the beginning of the next event"
 	}
 	return ""
+}
+
+// wholeSectors says whether no sector of p, which begins at that offset of its file, is zero only in part.
+func wholeSectors(p []byte, offset int64) bool {
+	for len(p) > 0 {
+		n := min(sector-int(offset%sector), len(p))
+		if zeros := bytes.Count(p[:n], []byte{0}); zeros != 0 && zeros != n {
+			return false
+		}
+		p, offset = p[n:], offset+int64(n)
+	}
+	return true
 }
