@@ -9,7 +9,7 @@ import (
 
 // A Debian server boots to a login, protected, reboots protected, and shuts down on its power button.
 func TestBoots(t *testing.T) {
-	for _, o := range []options{{cpus: 1}, {cpus: 2}, {cpus: 4, memory: "1G"}, {cpus: 1, uefi: true}} {
+	for _, o := range []options{{cpus: 1}, {cpus: 2}, {cpus: 4, memory: 4096}, {cpus: 1, uefi: true}} {
 		o.protectedBoot = true
 		name := fmt.Sprintf("%d-cpu", o.cpus)
 		if o.uefi {

@@ -54,7 +54,7 @@ type stage struct {
 type options struct {
 	image  string // postgres or orthanc
 	cpus   int
-	memory string
+	memory int // MiB
 	uefi   bool
 	// qemu puts QEMU on the hosts too.
 	qemu bool
@@ -83,8 +83,8 @@ func newStage(t *testing.T, o options) *stage {
 	if o.image == "" {
 		o.image = postgres
 	}
-	if o.memory == "" {
-		o.memory = "512M"
+	if o.memory == 0 {
+		o.memory = 512
 	}
 	s := kept
 	kept = nil
@@ -144,7 +144,7 @@ func (s *stage) build() {
 	tree, err := images.Client(ctx, parts.Cached(""), logf)
 	s.must("the client's tools are there", err)
 
-	wanted := lab.Options{MemoryMiB: 1536, Firmware: o.uefi, Data: map[string]string{
+	wanted := lab.Options{MemoryMiB: 1024 + o.memory, Firmware: o.uefi, Data: map[string]string{
 		"images/vmlinuz": s.image.Kernel, "images/initrd": s.image.Initrd,
 		// Both copies begin with the image, as an operator would do it who has put it on both hosts.
 		"pollux/guests/" + guestName + "/disk0.raw": s.image.Disk,
@@ -160,7 +160,7 @@ func (s *stage) build() {
 	s.makeScratch(tree)
 	s.cluster, err = s.lab.Cluster(ctx)
 	s.must("two hosts and a witness are up", err)
-	args := []string{"--memory", o.memory, "--cpus", strconv.Itoa(o.cpus), "--disk", fmt.Sprintf("size=%d", s.image.DiskBytes), "--net", "bridge=lan"}
+	args := []string{"--memory", fmt.Sprintf("%dM", o.memory), "--cpus", strconv.Itoa(o.cpus), "--disk", fmt.Sprintf("size=%d", s.image.DiskBytes), "--net", "bridge=lan"}
 	if o.uefi {
 		args = append(args, "--firmware", "uefi")
 	} else {
