@@ -29,6 +29,16 @@ type machine struct {
 	done   chan error
 }
 
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
 func newMachine(t *testing.T, name string) *machine {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "px") // short: control sockets have short paths
@@ -36,14 +46,7 @@ func newMachine(t *testing.T, name string) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	port := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
+	port := func() string { return freeAddress(t) }
 	ms := func(n int) config.Duration { return config.Duration(time.Duration(n) * time.Millisecond) }
 	level := "error"
 	if os.Getenv("POLLUX_TEST_LOG") != "" {
@@ -54,6 +57,7 @@ func newMachine(t *testing.T, name string) *machine {
 		ClusterAddress: port(), GossipAddress: port(), ReplicationAddress: "127.0.0.1",
 		Timeouts: config.Timeouts{RaftHeartbeat: ms(300), RaftElection: ms(300), RaftLease: ms(250)},
 		Log:      config.Log{Level: level},
+		Shutdown: config.Shutdown{Guests: config.ShutdownStay},
 		Program:  []string{os.Args[0]},
 	}.WithDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -129,9 +133,12 @@ func process(g *console.Guest, host string) console.Process {
 	return g.Processes[i]
 }
 
-func joinAs(t *testing.T, founder *machine, name, role string) *machine {
+func joinAs(t *testing.T, founder *machine, name, role string, with ...func(*machine)) *machine {
 	t.Helper()
 	m := newMachine(t, name)
+	for _, f := range with {
+		f(m)
+	}
 	tok, err := founder.client.Token(t.Context(), console.TokenRequest{Name: name, Role: role})
 	if err != nil {
 		t.Fatal(err)

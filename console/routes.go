@@ -55,9 +55,9 @@ func (s *Server) endpoints() []endpoint {
 	}
 }
 
-func (s *Server) handler() http.Handler {
+func (s *Server) handler(endpoints []endpoint) http.Handler {
 	mux := http.NewServeMux()
-	for _, e := range s.endpoints() {
+	for _, e := range endpoints {
 		mux.HandleFunc(e.pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, e) })
 	}
 	return mux

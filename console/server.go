@@ -81,12 +81,16 @@ type Server struct {
 // Serve begins to answer on l, which it closes in the end.
 func Serve(l net.Listener, d *daemon.Daemon, log *zap.Logger) *Server {
 	s := &Server{d: d, log: log, guard: newGuard(d.Who, d.RecordAccess)}
+	s.serve(l, s.endpoints())
+	return s
+}
+
+func (s *Server) serve(l net.Listener, endpoints []endpoint) {
 	s.http = &http.Server{
-		Handler: s.handler(), ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes,
-		ErrorLog: zap.NewStdLog(log), ConnContext: withOrigin,
+		Handler: s.handler(endpoints), ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: zap.NewStdLog(s.log), ConnContext: withOrigin,
 	}
 	s.wg.Go(func() { _ = s.http.Serve(l) })
-	return s
 }
 
 // ServeAlso answers on one more listener, that of ListenTLS, and closes it in the end.

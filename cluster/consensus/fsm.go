@@ -69,14 +69,39 @@ type fsm struct {
 	pact   *pact.State
 	roster roster
 	access access.Table
+	// applied is the index of the last entry that is in the state: what the library calls applied may still be on its
+	// way here. sure is false after a snapshot that did not say it, until the next entry.
+	applied uint64
+	sure    bool
 }
 
 func newFSM() *fsm {
-	return &fsm{pact: pact.NewState(), roster: newRoster(), changed: func(pact.Assignment, bool) {}, joined: func() {}}
+	return &fsm{sure: true, pact: pact.NewState(), roster: newRoster(), changed: func(pact.Assignment, bool) {}, joined: func() {}}
+}
+
+// has says whether an entry, and all before it, is in the state.
+func (f *fsm) has(index uint64) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.applied >= index || !f.sure
+}
+
+func (f *fsm) lastApplied() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.applied
 }
 
 // Apply carries out a committed entry. Its result is a pact.Verdict.
 func (f *fsm) Apply(l *raft.Log) any {
+	v := f.apply(l)
+	f.mu.Lock()
+	f.applied, f.sure = l.Index, true
+	f.mu.Unlock()
+	return v
+}
+
+func (f *fsm) apply(l *raft.Log) pact.Verdict {
 	e, err := decodeEntry(l.Data)
 	if err != nil {
 		// All voters refuse the same bytes alike.
@@ -120,6 +145,7 @@ type image struct {
 	Pact    json.RawMessage `json:"pact"`
 	Roster  roster          `json:"roster"`
 	Access  access.Table    `json:"access,omitzero"`
+	Index   uint64          `json:"index,omitempty"` // of the last entry that is in it; 0: an earlier version has written it
 }
 
 const imageVersion = 1
@@ -132,7 +158,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := json.Marshal(image{Version: imageVersion, Pact: p, Roster: f.roster, Access: f.access})
+	b, err := json.Marshal(image{Version: imageVersion, Pact: p, Roster: f.roster, Access: f.access, Index: f.applied})
 	if err != nil {
 		return nil, fmt.Errorf("encode the snapshot: %w", err)
 	}
@@ -181,6 +207,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	f.mu.Lock()
 	old := f.pact
 	f.pact, f.roster, f.access = p, i.Roster, i.Access
+	f.applied, f.sure = i.Index, i.Index > 0
 	f.mu.Unlock()
 	for _, a := range old.Guests() {
 		if _, ok := p.Guest(a.Guest); !ok {

@@ -73,6 +73,9 @@ func TestSnapshotOfAll(t *testing.T) {
 	if v := apply(o, 1, mustEncode(t, entry{Command: &pact.Command{Kind: pact.Create, Guest: "old", ID: "c", Spec: &pact.Spec{Hosts: []string{"a"}}}})); !v.Applied {
 		t.Fatal(v.Reason)
 	}
+	if !o.has(1) || o.has(2) {
+		t.Errorf("one entry, and %d are in it", o.lastApplied())
+	}
 	told = nil
 	b := s.(snapshotBytes)
 	if err := o.Restore(io.NopCloser(bytes.NewReader(b))); err != nil {
@@ -86,6 +89,13 @@ func TestSnapshotOfAll(t *testing.T) {
 	}
 	if got, ok := o.access.Who(token); !ok || got != user {
 		t.Errorf("the users: %+v", o.access)
+	}
+	if !o.has(3) || o.has(4) {
+		t.Errorf("three entries, and %d are in it", o.lastApplied())
+	}
+	// A snapshot of a version that did not keep the index keeps nobody waiting for what it may hold.
+	if err := o.Restore(io.NopCloser(strings.NewReader(strings.TrimSuffix(string(b), `,"index":3}`)+"}"))); err != nil || !o.has(3) || o.lastApplied() != 0 {
+		t.Errorf("without an index: %v, %d", err, o.lastApplied())
 	}
 	for _, bad := range []string{"", "{}", `{"version":2}`, strings.Replace(string(b), `"roster"`, `"rooster"`, 1), strings.Replace(string(b), `"operator"`, `"god"`, 1)} {
 		if err := o.Restore(io.NopCloser(strings.NewReader(bad))); err == nil {

@@ -298,7 +298,7 @@ func (n *Node) caughtUp(ctx context.Context) bool {
 		if err != nil {
 			return false
 		}
-		for n.raft.AppliedIndex() < st.Applied {
+		for n.raft.AppliedIndex() < st.Applied || !n.fsm.has(st.Decided) {
 			select {
 			case <-ctx.Done():
 				return false

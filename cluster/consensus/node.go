@@ -245,6 +245,8 @@ type Status struct {
 	Applied uint64 `json:"applied"`
 	Commit  uint64 `json:"commit"`
 	Last    uint64 `json:"last"`
+	// Decided is the last entry that is in this member's state.
+	Decided uint64 `json:"decided"`
 	// Leader is the leader's name, and LeaderID its Raft id; empty: none is known.
 	Leader   string  `json:"leader"`
 	LeaderID string  `json:"leader_id"`
@@ -257,7 +259,7 @@ func (n *Node) Status() Status {
 	_, leader := n.raft.LeaderWithID()
 	s := Status{
 		State: n.raft.State().String(), Term: n.raft.CurrentTerm(),
-		Applied: n.raft.AppliedIndex(), Commit: n.raft.CommitIndex(), Last: n.raft.LastIndex(),
+		Applied: n.raft.AppliedIndex(), Commit: n.raft.CommitIndex(), Last: n.raft.LastIndex(), Decided: n.fsm.lastApplied(),
 		LeaderID: string(leader), RaftID: n.o.Self.RaftID,
 	}
 	s.Leader, _, _ = splitRaftID(s.LeaderID)
@@ -324,7 +326,7 @@ func (n *Node) keepWarm(ctx context.Context) {
 func (n *Node) WaitApplied(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, n.o.Timeouts.Propose.D())
 	defer cancel()
-	for n.raft.AppliedIndex() < index {
+	for n.raft.AppliedIndex() < index || !n.fsm.has(index) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -121,6 +121,10 @@ func serveDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 		switch {
 		case r.URL.Path == "/api/v1/guests":
 			answer(w, guest)
+		case r.URL.Path == "/api/v1/users":
+			answer(w, console.NewUser{User: console.User{Name: "jane", Role: "operator"}, Token: "secret-token"})
+		case r.URL.Path == "/api/v1/users/jane":
+			answer(w, console.User{Name: "jane", Role: "operator"})
 		case r.URL.Path == "/api/v1/tokens":
 			answer(w, console.Token{Token: "secret-token", Name: "b", Role: "host"})
 		case r.PathValue("verb") == "agent" && r.PathValue("name") == "lonely":
@@ -136,6 +140,11 @@ func serveDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 	mux.HandleFunc("POST /api/v1/guests", note)
 	mux.HandleFunc("POST /api/v1/tokens", note)
+	mux.HandleFunc("GET /api/v1/users", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, []console.User{{Name: "jane", Role: "operator", Created: time.Unix(0, 0)}, {Name: "vera", Role: "viewer", Created: time.Unix(0, 0)}})
+	})
+	mux.HandleFunc("POST /api/v1/users", note)
+	mux.HandleFunc("DELETE /api/v1/users/{user}", note)
 	mux.HandleFunc("POST /api/v1/guests/{name}/{verb}", note)
 	mux.HandleFunc("DELETE /api/v1/guests/{name}", note)
 	server := &http.Server{Handler: mux}

@@ -53,7 +53,7 @@ it, or fears that it is known, has the user removed and made anew. Standard outp
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !access.Role(role).Valid() {
-				return usagef("--role %s: one of %s", role, roleNames())
+				return usagef("--role %s: it is needed, one of %s", role, roleNames())
 			}
 			ctx, cancel := ask(cmd)
 			defer cancel()
@@ -71,7 +71,6 @@ it, or fears that it is known, has the user removed and made anew. Standard outp
 		},
 	}
 	cmd.Flags().StringVar(&role, "role", "", "what the user may do: "+roleNames())
-	must(cmd.MarkFlagRequired("role"))
 	must(cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(strings.Split(roleNames(), ", "), cobra.ShellCompDirectiveNoFileComp)))
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and tell what would be done, and do nothing")
 	return p.withOutput(cmd)
