@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/pollux-ha/pollux/audit"
 	"github.com/pollux-ha/pollux/cluster/link"
+	"github.com/pollux-ha/pollux/cmd/pollux/dataplane/confine"
 )
 
 // A confined process can't write to the host's event log itself: who holds that file can cut it off. A small process
@@ -54,7 +56,8 @@ type (
 
 // NewEventsCommand returns the hidden command of a scribe.
 func NewEventsCommand() *cobra.Command {
-	var path, host, guest string
+	var path, host, guest, root string
+	var strict bool
 	cmd := &cobra.Command{
 		Use:    scribeCommand + " --log FILE --host NAME --guest NAME",
 		Short:  "Write a guest's events (started by its data-plane process)",
@@ -67,13 +70,17 @@ func NewEventsCommand() *cobra.Command {
 			if socket == nil {
 				return errors.New("this command is started by a data-plane process")
 			}
-			return writeFor(socket, path, host, guest)
+			return serveEvents(socket, path, host, guest, func() error {
+				return shutScribeIn(path, root, strict)
+			})
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&path, "log", "", "the event log")
 	f.StringVar(&host, "host", "", "this host's name")
 	f.StringVar(&guest, "guest", "", "the guest")
+	f.StringVar(&root, "root", "", "an empty directory to mount on")
+	f.BoolVar(&strict, "strict", false, "end at any system call that is not expected")
 	for _, name := range []string{"log", "host", "guest"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
 			panic(err) // the flag is defined above
@@ -82,14 +89,26 @@ func NewEventsCommand() *cobra.Command {
 	return cmd
 }
 
-// writeFor is a scribe's life.
-func writeFor(socket io.ReadWriter, path, host, guest string) error {
+// shutScribeIn confines a scribe: it hears a process that may be the guest's. It stays root, whose the log is.
+func shutScribeIn(path, root string, strict bool) error {
+	_, err := confine.Apply(confine.Options{
+		Root: root, Without: "it has no mounts of its own", WithoutUser: "the event log is root's", Kill: strict,
+		Dirs: []confine.Dir{{Path: filepath.Dir(path), Writable: true}},
+	})
+	return err
+}
+
+// serveEvents is a scribe's life.
+func serveEvents(socket io.ReadWriter, path, host, guest string, shutIn func() error) error {
 	say := json.NewEncoder(socket)
 	log, err := audit.Open(path, host)
+	if err == nil {
+		defer log.Close()
+		err = shutIn()
+	}
 	if err != nil {
 		return errors.Join(err, say.Encode(scribeWord{Error: err.Error()}))
 	}
-	defer log.Close()
 	if err := say.Encode(scribeWord{}); err != nil {
 		return fmt.Errorf("answer the data-plane process: %w", err)
 	}
@@ -151,6 +170,14 @@ func startScribe(cfg link.ProcessConfig) (_ *scribe, err error) {
 	defer theirs.Close()
 	cmd := exec.Command("/proc/self/exe", scribeCommand, "--log", cfg.EventLog, "--host", cfg.Party.Host, "--guest", cfg.Guest)
 	cmd.Args[0] = os.Args[0]
+	if root := cfg.Confine.Root; root != "" {
+		// Mounts of its own: this process is about to change the root of all that share its own.
+		cmd.Args = append(cmd.Args, "--root", root)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	}
+	if cfg.Confine.Strict {
+		cmd.Args = append(cmd.Args, "--strict")
+	}
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	if err := cmd.Start(); err != nil {
