@@ -49,6 +49,7 @@ type Config struct {
 
 	Timeouts Timeouts `toml:"timeouts"`
 	Log      Log      `toml:"log"`
+	Events   Events   `toml:"events"`
 
 	// Program is the command that starts a data-plane process; the daemon adds
 	// "dataplane --config FILE". Empty: this program itself. Not in the file: tests set it.
@@ -162,6 +163,7 @@ func (c Config) WithDefaults() Config {
 	dur(&c.Timeouts.RaftLease, min(DefaultRaftLease, c.Timeouts.RaftHeartbeat))
 	dur(&c.Timeouts.Propose, DefaultPropose)
 	dur(&c.Timeouts.Stop, DefaultStop)
+	c.Events = c.Events.withDefaults()
 	c.Fencing, c.Flapping, c.Shutdown = c.Fencing.withDefaults(), c.Flapping.withDefaults(), c.Shutdown.withDefaults()
 	return c
 }
@@ -219,7 +221,7 @@ func (c Config) Validate() error {
 		"timeouts.raft_lease = %q must lie between 5ms and raft_heartbeat (%v)", t.RaftLease, t.RaftHeartbeat)
 	need(t.Silence == 0 || t.StreamHeartbeat == 0 || t.Silence >= 2*t.StreamHeartbeat,
 		"timeouts.silence = %q must be at least twice stream_heartbeat (%v)", t.Silence, t.StreamHeartbeat)
-	errs = append(errs, c.Fencing.validate(c.Name), c.Flapping.validate(), c.Shutdown.validate())
+	errs = append(errs, c.Events.validate(), c.Fencing.validate(c.Name), c.Flapping.validate(), c.Shutdown.validate())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

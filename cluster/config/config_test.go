@@ -52,6 +52,8 @@ func TestErrorsSayWhereAndWhat(t *testing.T) {
 		"no name":          {strings.Replace(good, `"a"`, `""`, 1), []string{"name"}},
 		"address no port":  {strings.Replace(good, "10.77.1.1:7700", "10.77.1.1", 1), []string{"cluster_address", "port"}},
 		"address any":      {strings.Replace(good, "10.77.1.1:7700", "0.0.0.0:7700", 1), []string{"cluster_address", "0.0.0.0"}},
+		"tiny segments":    {good + "\n[events]\nsegment_bytes = 100\n", []string{"events.segment_bytes", "100"}},
+		"keeps less":       {good + "\n[events]\nkeep_segments = -1\n", []string{"events.keep_segments"}},
 		"lease too long":   {good + "raft_lease = \"1s\"\n", []string{"raft_lease"}},
 		"election too low": {good + "raft_election = \"10ms\"\n", []string{"raft_election"}},
 	} {

@@ -21,7 +21,7 @@ func (p *program) eventsVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [FILE]",
 		Short: "Check that an event log is whole and unchanged",
-		Long: `Check each line of an event log, and that it continues the one before. Without FILE it is this host's
+		Long: `Check each line of an event log, closed segments included, and that it continues the one before. Without FILE it is this host's
 (` + filepath.Join(config.DefaultStateDir, "events.jsonl") + `). It ends with 1 where the log is broken.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,6 +41,9 @@ func (p *program) eventsVerifyCommand() *cobra.Command {
 			}
 			return p.write(cmd.OutOrStdout(), s, func(w io.Writer) {
 				fmt.Fprintf(w, "%s is whole: %d events", path, s.Events)
+				if s.From > 1 {
+					fmt.Fprintf(w, " (the %d before them were deleted, as the log says)", s.From-1)
+				}
 				if s.Events > 0 {
 					fmt.Fprintf(w, " from %s to %s, the last one's hash is %s", s.First.Format(time.RFC3339), s.Last.Format(time.RFC3339), s.Head)
 				}
