@@ -11,10 +11,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/pollux-ha/pollux/cluster/config"
+	"github.com/pollux-ha/pollux/cluster/durable"
 	"github.com/pollux-ha/pollux/cluster/pact"
 )
 
@@ -133,11 +133,11 @@ func prepareDir(cfg *config.Config, a pact.Assignment) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the guest's directory: %w", err)
 	}
 	if created != a.Created {
-		if err := renameio.WriteFile(filepath.Join(dir, createdFile), []byte(fmt.Sprintln(a.Created)), 0o600); err != nil {
+		if err := durable.WriteFile(filepath.Join(dir, createdFile), []byte(fmt.Sprintln(a.Created)), 0o600); err != nil {
 			return fmt.Errorf("write the guest's directory: %w", err)
 		}
 	}
@@ -152,7 +152,7 @@ func prepareDir(cfg *config.Config, a pact.Assignment) error {
 		switch have, want := uint64(info.Size()), d.SizeBytes; {
 		case have > want:
 			return fmt.Errorf("%s has %d bytes, the guest's disk %d is to have %d: put a file of that size there", diskPath(dir, a.Spec, i), have, i, want)
-		case have < want && (d.ReadOnly || readMark(diskPath(dir, a.Spec, i)).term != 0):
+		case have < want && (d.ReadOnly || readMark(diskPath(dir, a.Spec, i)).state != ""):
 			return fmt.Errorf("%s has %d bytes, the guest's disk %d has %d: the file was cut off; restore it", diskPath(dir, a.Spec, i), have, i, want)
 		case have < want:
 			// An image that an operator has put there for the first start, or a file that was just being made.
@@ -171,8 +171,8 @@ func setAside(cfg *config.Config, guest string, created uint64) error {
 		return nil
 	}
 	aside := filepath.Join(cfg.StateDir, "deleted")
-	if err := os.MkdirAll(aside, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", aside, err)
+	if err := durable.MkdirAll(aside, 0o700); err != nil {
+		return err
 	}
 	to := filepath.Join(aside, fmt.Sprintf("%s-%d", guest, created))
 	for n := 1; ; n++ {
@@ -181,7 +181,7 @@ func setAside(cfg *config.Config, guest string, created uint64) error {
 		}
 		to = filepath.Join(aside, fmt.Sprintf("%s-%d.%d", guest, created, n))
 	}
-	if err := os.Rename(dir, to); err != nil {
+	if err := durable.Rename(dir, to); err != nil {
 		return fmt.Errorf("move the disks of the deleted guest %s to %s: %w", guest, to, err)
 	}
 	return nil
