@@ -68,6 +68,7 @@ func run(ctx context.Context, cfg *config.Config, role pki.Role, cpu daemon.Host
 	notify(log, "READY=1")
 	<-ctx.Done()
 	notify(log, "STOPPING=1")
+	d.Leave()
 	log.Info("daemon ends; guests go on")
 	return errors.Join(api.Close(), d.Close())
 }

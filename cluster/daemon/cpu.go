@@ -145,15 +145,23 @@ func unfit(f fit) string {
 // nobodyFits says why none of a guest's hosts can be its replica; nil where one can.
 func (d *Daemon) nobodyFits(a pact.Assignment) error {
 	var why []string
+	unfit := false
 	for _, h := range a.Spec.Hosts {
 		if h == a.Primary.Host {
 			continue
 		}
 		u := d.Unfit(a, h)
+		unfit = unfit || u != ""
+		if u == "" {
+			u = d.keptOut(h)
+		}
 		if u == "" {
 			return nil
 		}
 		why = append(why, u)
+	}
+	if !unfit {
+		return fmt.Errorf("%w: %s", ErrRefused, strings.Join(why, "; "))
 	}
 	return fmt.Errorf("%w: %s. To change the guest's CPU, stop it and order `pollux guest cpu %s`", ErrRefused, strings.Join(why, "; "), a.Guest)
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/cluster/pki"
 	"github.com/pollux-ha/pollux/cluster/wire"
+	"github.com/pollux-ha/pollux/fencing"
 )
 
 // Daemon is a running one.
@@ -63,6 +64,12 @@ type Daemon struct {
 
 	forwarding sync.Mutex // what is told to processes is in the log's order
 	records    chan audit.Event
+
+	history *history
+	fencer  *fencer
+	reports fenceReports
+	dog     kernelDog
+	leaving atomic.Bool // it gives its guests away, and ends
 }
 
 // Open starts the daemon. role must be that of the machine's certificate. cpu, which may be nil, finds out what
@@ -73,7 +80,10 @@ func Open(cfg *config.Config, role pki.Role, version string, cpu HostCPU, log *z
 		confiner: confiner{cfg: cfg}, keepers: map[string]*keeper{}, fits: map[fit]string{}, records: make(chan audit.Event, 1024),
 	}
 	d.peers = newPeers(d)
+	d.history = newHistory(cfg.Flapping, fencing.Boot)
+	d.dog = d.newDog(cfg.Fencing)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.fencer = newFencer(d, cfg.Fencing.When, cfg.Fencing.Patience.D(), d.newDevices(), d.begin)
 	if err := d.open(cpu); err != nil {
 		d.cancel()
 		return nil, errors.Join(err, d.Close())
@@ -144,6 +154,8 @@ func (d *Daemon) open(cpu HostCPU) error {
 	d.up.Store(true)
 	d.refresh()
 	d.wg.Go(d.findMembers)
+	d.wg.Go(d.tellOut)
+	d.wg.Go(d.releaseLeftovers)
 	if d.isHost() {
 		d.wg.Go(func() { d.peers.run(d.ctx) })
 		d.wg.Go(func() { d.confiner.keepCertificates(d.ctx, d.log) })
@@ -184,6 +196,7 @@ func (d *Daemon) Close() error {
 	d.mu.Lock() // from here on nothing is begun any more
 	d.cancel()
 	d.mu.Unlock()
+	d.dog.Close()
 	var errs []error
 	if d.node != nil {
 		errs = append(errs, d.node.Close())
@@ -332,7 +345,11 @@ func (d *Daemon) nudgeAll() {
 
 // changed is told of every assignment that an applied entry has touched.
 func (d *Daemon) changed(a pact.Assignment, exists bool) {
-	if !d.up.Load() || !d.isHost() {
+	if !d.up.Load() {
+		return
+	}
+	d.follow(a, exists)
+	if !d.isHost() {
 		return
 	}
 	d.mu.Lock()

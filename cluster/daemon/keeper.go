@@ -130,6 +130,7 @@ func (k *keeper) nudge() {
 
 func (k *keeper) run(ctx context.Context) {
 	defer close(k.done)
+	defer k.off()
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	for {
@@ -143,6 +144,7 @@ func (k *keeper) run(ctx context.Context) {
 		if k.look(ctx) {
 			return
 		}
+		k.turned()
 	}
 }
 

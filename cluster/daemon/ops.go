@@ -201,9 +201,13 @@ func (d *Daemon) declareOff(ctx context.Context, name string, o StartOptions) er
 		if !a.Runs() || p.IsZero() || a.IsGone(p) || !slices.Contains(o.HostsOff, p.Host) {
 			continue
 		}
-		_, err := d.commit(ctx, pact.Command{
+		reason, err := d.wordOnPower(ctx, p.Host)
+		if err != nil {
+			return err
+		}
+		_, err = d.commit(ctx, pact.Command{
 			Kind: pact.Disclaim, Guest: name, Term: a.Term, By: p, Operator: orOperator(o.Operator),
-			Reason: "the operator's word: " + p.Host + " is off",
+			Reason: reason,
 		})
 		if err != nil {
 			return fmt.Errorf("record that %s is off: %w", p.Host, err)
@@ -261,6 +265,11 @@ func (d *Daemon) CheckSwitchover(name string) (pact.Assignment, error) {
 	a, err := d.lookup(name)
 	if err == nil && a.Mode != pact.Protected {
 		err = fmt.Errorf("%w: it is %s", ErrUnprotected, a.Mode)
+	}
+	if err == nil {
+		if why := d.keptOut(a.Replica.Host); why != "" {
+			err = fmt.Errorf("%w: %s", ErrRefused, why)
+		}
 	}
 	return a, err
 }

@@ -31,7 +31,8 @@ type HostInfo struct {
 	Role      pki.Role          `json:"role"`
 	Version   string            `json:"version"`
 	Processes []ProcessInfo     `json:"processes"`
-	Notes     map[string]string `json:"notes,omitempty"` // by guest: why it is not where it should be
+	Notes     map[string]string `json:"notes,omitempty"`   // by guest: why it is not where it should be
+	Leaving   bool              `json:"leaving,omitempty"` // it gives its guests away, and ends
 }
 
 const (
@@ -59,7 +60,7 @@ func (p *peers) twin(a pact.Assignment) link.Peer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, host := range a.Spec.Hosts {
-		if host == a.Primary.Host || a.Mode == pact.Solo && p.d.Unfit(a, host) != "" {
+		if host == a.Primary.Host || a.Mode == pact.Solo && p.d.noReplica(a, host) != "" {
 			continue
 		}
 		for _, o := range p.hosts[host].Processes {
@@ -140,7 +141,7 @@ func (d *Daemon) askHost(ctx context.Context, name string, timeout time.Duration
 
 // Info is what this daemon tells of itself.
 func (d *Daemon) Info() HostInfo {
-	info := HostInfo{Name: d.name, Role: d.role, Version: d.version, Notes: map[string]string{}}
+	info := HostInfo{Name: d.name, Role: d.role, Version: d.version, Notes: map[string]string{}, Leaving: d.leaving.Load()}
 	for _, k := range d.allKeepers() {
 		if n := k.getNote(); n != "" {
 			info.Notes[k.guest] = n
@@ -188,7 +189,7 @@ func (d *Daemon) Ask(ctx context.Context, timeout time.Duration) map[string]Host
 func (d *Daemon) chosenForReplica(a pact.Assignment) bool {
 	for _, h := range a.Spec.Hosts {
 		switch {
-		case h == a.Primary.Host, d.Unfit(a, h) != "":
+		case h == a.Primary.Host, d.noReplica(a, h) != "":
 		case h == d.name:
 			return true
 		case d.gossip.State(h) == gossip.Alive:
