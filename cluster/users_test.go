@@ -58,9 +58,9 @@ func TestUsers(t *testing.T) {
 		}
 		return c
 	}
-	b.eventually("b knows both", func() bool {
-		users, err := b.client.Users(ctx)
-		return err == nil && len(users) == 2
+	b.eventually("b has caught up and knows both", func() bool {
+		_, err := as(b, viewer).Status(ctx)
+		return err == nil
 	})
 	ada := as(b, admin)
 	if users, err := ada.Users(ctx); err != nil || len(users) != 2 || users[0].Name != "ada" || users[1].Role != access.Viewer {

@@ -94,7 +94,7 @@ func TestSnapshotOfAll(t *testing.T) {
 		t.Errorf("three entries, and %d are in it", o.lastApplied())
 	}
 	// A snapshot of a version that did not keep the index keeps nobody waiting for what it may hold.
-	if err := o.Restore(io.NopCloser(strings.NewReader(strings.TrimSuffix(string(b), `,"index":3}`)+"}"))); err != nil || !o.has(3) || o.lastApplied() != 0 {
+	if err := o.Restore(io.NopCloser(strings.NewReader(strings.TrimSuffix(string(b), `,"index":3}`) + "}"))); err != nil || !o.has(3) || o.lastApplied() != 0 {
 		t.Errorf("without an index: %v, %d", err, o.lastApplied())
 	}
 	for _, bad := range []string{"", "{}", `{"version":2}`, strings.Replace(string(b), `"roster"`, `"rooster"`, 1), strings.Replace(string(b), `"operator"`, `"god"`, 1)} {

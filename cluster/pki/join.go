@@ -52,6 +52,9 @@ type Issuer struct {
 	Seeds func() []Seed
 	// Admit is asked before a certificate is signed, and records the admission; an error refuses it.
 	Admit func(name string, role Role) error
+	// Refused is told of those who were not let in, unless there are many: then it is told how many there were.
+	Refused func(from, name string, err error, notToldBefore int)
+	wrong   slowdown
 }
 
 // NewIssuer makes the issuer of a machine. ErrNoIssuer: the CA's key is elsewhere.
@@ -115,6 +118,10 @@ func (i *Issuer) Serve(conn net.Conn) error {
 	}
 	a, err := i.admit(q)
 	if err != nil {
+		i.refused(conn.RemoteAddr(), q.Name, err)
+		if werr := i.wrong.wait(conn, err); werr != nil {
+			return errors.Join(err, werr)
+		}
 		if werr := writeJSON(conn, joinAnswer{Refused: refusal(err)}); werr != nil {
 			return errors.Join(err, werr)
 		}

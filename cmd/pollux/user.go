@@ -89,10 +89,11 @@ func (p *program) userListCommand() *cobra.Command {
 				return err
 			}
 			return p.write(cmd.OutOrStdout(), all, func(w io.Writer) {
-				fmt.Fprintln(w, "NAME\tROLE\tCREATED")
+				rows := [][]string{{"NAME", "ROLE", "CREATED"}}
 				for _, u := range all {
-					fmt.Fprintf(w, "%s\t%s\t%s\n", u.Name, u.Role, u.Created.Local().Format(time.DateTime))
+					rows = append(rows, []string{u.Name, string(u.Role), u.Created.Local().Format(time.DateTime)})
 				}
+				table(w, rows)
 			})
 		},
 	}
