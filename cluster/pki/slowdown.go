@@ -14,7 +14,7 @@ import (
 // What an address may try at once, and in the long run, before it has to wait for its answer; how long it waits at
 // most. Nobody waits for the failures of others: a good token is answered at once, wherever it comes from.
 const (
-	wrongPerSecond, wrongBurst = 0.2, 3
+	wrongPerSecond, wrongBurst = 0.2, 5
 	wrongWaitMax               = 8 * time.Second
 	wrongAddresses             = 1024
 	// How many of the refused are told about.
