@@ -53,7 +53,9 @@ type fakeMachine struct {
 	serial   uint64 // state of the machine: counts what the guest did
 	captures int
 	receive  func(int, []byte)
-	fail     error         // of the next capture
+	fail     error // of the next capture
+	healed   []int
+	gaveUp   bool
 	slowDisk chan struct{} // copies wait for it
 
 	check func(frame string) // of each frame that leaves
@@ -204,6 +206,38 @@ func (m *fakeMachine) Capture(c *vmm.Capture) error {
 func (m *fakeMachine) Forget() error {
 	m.dirty = map[int]bool{}
 	return nil
+}
+
+func (m *fakeMachine) PageDirty(page int) (bool, error) {
+	m.lock.Lock()
+	defer m.lock.Unlock()
+	if !m.logging {
+		return false, errors.New("dirty logging is off")
+	}
+	return m.dirty[page], nil
+}
+func (m *fakeMachine) Heal(page int, data []byte) error {
+	m.lock.Lock()
+	defer m.lock.Unlock()
+	m.healed = append(m.healed, page)
+	copy(m.ram.Page(page), data)
+	return nil
+}
+func (m *fakeMachine) GiveUpDamage() {
+	m.lock.Lock()
+	defer m.lock.Unlock()
+	m.gaveUp = true
+}
+func (m *fakeMachine) FoundDamaged(int) {}
+
+// damage lets the page hold nothing of use and tells the Engine, as a machine would.
+func (m *fakeMachine) damage(e *Engine, page int) {
+	m.lock.Lock()
+	for i := range m.ram.Page(page) {
+		m.ram.Page(page)[i] ^= 0x5a
+	}
+	m.lock.Unlock()
+	e.Damaged(vmm.MemoryFault{Page: page, VCPU: 0})
 }
 
 // guest does something as the guest would: not while it stands still. It reports whether it ran.
@@ -373,6 +407,8 @@ type fakeReplica struct {
 	refuse     string
 	goodbye    string
 	higher     pact.Term
+	wanted     []uint32
+	slowCopy   chan struct{} // copies of pages wait for it
 	gone       bool
 }
 
@@ -498,6 +534,19 @@ func (r *fakeReplica) serve(conn net.Conn) {
 				r.recv = append(r.recv, string(f.Data))
 				r.recvEpochs = append(r.recvEpochs, f.Epoch)
 			}
+		case *checkpoint.PagesWanted:
+			r.wanted = append(r.wanted, m.Pages...)
+			last := r.last
+			r.mu.Unlock()
+			if r.slowCopy != nil {
+				<-r.slowCopy
+			}
+			for _, p := range m.Pages {
+				if w.Write(&checkpoint.PageCopy{Page: p, Epoch: last, Data: bytes.Clone(r.ram.Page(int(p)))}) != nil {
+					return
+				}
+			}
+			r.mu.Lock()
 		case *checkpoint.Goodbye:
 			r.goodbye = m.Reason
 		case *checkpoint.HigherTerm:

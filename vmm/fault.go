@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/pollux-ha/pollux/vmm/kvm"
 	"github.com/pollux-ha/pollux/vmm/memory"
 	"github.com/pollux-ha/pollux/vmm/platform"
 )
@@ -90,6 +91,37 @@ func (v *vcpu) faultAt(gpa uint64, access bool) {
 	f := &vcpuFault{page: v.m.pageOf(gpa), access: access}
 	v.fault.Store(f)
 	v.m.reportFault(MemoryFault{Page: f.page, GPA: gpa, VCPU: v.id})
+}
+
+// maxInstruction is the length of the longest instruction.
+const maxInstruction = 15
+
+// fetchFault says whether KVM could not go on with an instruction because it lies in a damaged page, and makes
+// the vCPU wait for that page then.
+func (v *vcpu) fetchFault() bool {
+	var r kvm.Regs
+	var s kvm.Sregs
+	if v.kvm.Regs(&r) != nil || v.kvm.Sregs(&s) != nil {
+		return false
+	}
+	at := s.CS.Base + r.RIP
+	for _, linear := range []uint64{at, at + maxInstruction - 1} {
+		gpa, ok, err := v.kvm.Translate(linear)
+		if err != nil || !ok || !v.m.inRAM(gpa) {
+			continue
+		}
+		// Not on this thread: it blocks SIGBUS, and would be killed by it.
+		tried := make(chan error)
+		go func() {
+			var b [1]byte
+			tried <- v.m.ram.Access(gpa, b[:], false)
+		}()
+		if errors.Is(<-tried, memory.ErrDamaged) {
+			v.faultAt(gpa, false)
+			return true
+		}
+	}
+	return false
 }
 
 // reportFault tells of a damaged page, once, and once more when it was optional and then somebody needs it.

@@ -161,3 +161,49 @@ func TestCaptureMeetsDamagedPage(t *testing.T) {
 		}
 	}
 }
+
+// A device that meets a damaged page waits for it, and a page that nobody mends is an error to it.
+func TestDeviceMeetsDamagedPage(t *testing.T) {
+	const page = guestHeap/memory.PageSize + 7
+	faults := make(chan MemoryFault, 10)
+	m := newMachine(t, Config{OnMemoryFault: func(f MemoryFault) { faults <- f }})
+	load(t, m, countCode, nil)
+	start(t, m)
+	content := bytes.Repeat([]byte{0x77}, memory.PageSize)
+	got := make([]byte, 100)
+	read := func() chan error {
+		done := make(chan error, 1)
+		go func() {
+			m.Lock()
+			defer m.Unlock()
+			done <- m.RAM().Read(page*memory.PageSize+5, got)
+		}()
+		return done
+	}
+	for range 3 {
+		poison(t, m.RAM(), page)
+		done := read()
+		if f := <-faults; f.Page != page || f.VCPU != -1 || f.Optional || f.Since.IsZero() {
+			t.Fatalf("fault %+v, want page %d", f, page)
+		}
+		if err := m.Heal(page, content); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil || !bytes.Equal(got, content[:100]) {
+			t.Fatalf("%v, read %v", err, got[:8])
+		}
+	}
+	poison(t, m.RAM(), page)
+	done := read()
+	<-faults
+	m.GiveUpDamage()
+	if err := <-done; !errors.Is(err, memory.ErrDamaged) {
+		t.Errorf("given up: %v", err)
+	}
+	if err := <-read(); !errors.Is(err, memory.ErrDamaged) {
+		t.Errorf("after that: %v", err)
+	}
+	if err := m.Stop(); err != nil {
+		t.Fatal(err)
+	}
+}

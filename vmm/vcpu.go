@@ -188,6 +188,9 @@ func (v *vcpu) dispatch() {
 	case kvm.ExitFailEntry:
 		v.crash("the processor refuses the guest's state", zap.Uint64("reason", v.kvm.Detail()[0]))
 	case kvm.ExitInternalError:
+		if v.fetchFault() {
+			return
+		}
 		d := v.kvm.Detail()
 		v.crash("KVM can't go on with an instruction of the guest", zap.Uint64("suberror", d[0]&0xffff_ffff))
 	default:

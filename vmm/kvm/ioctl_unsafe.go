@@ -32,6 +32,7 @@ const (
 	ioSetRegs             = 0x4090ae82
 	ioGetSregs            = 0x8138ae83
 	ioSetSregs            = 0x4138ae84
+	ioTranslate           = 0xc018ae85
 	ioGetMSRs             = 0xc008ae88
 	ioSetMSRs             = 0x4008ae89
 	ioSetSignalMask       = 0x4004ae8b

@@ -13,6 +13,7 @@ func TestLayout(t *testing.T) {
 	}{
 		{"kvm_regs", unsafe.Sizeof(Regs{}), 144},
 		{"kvm_segment", unsafe.Sizeof(Segment{}), 24},
+		{"kvm_translation", unsafe.Sizeof(translation{}), 24},
 		{"kvm_sregs", unsafe.Sizeof(Sregs{}), 312},
 		{"kvm_sregs2", unsafe.Sizeof(Sregs2{}), 320},
 		{"kvm_msrs", unsafe.Offsetof(MSRs{}.Entries), 8},

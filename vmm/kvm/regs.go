@@ -142,3 +142,20 @@ func (c *VCPU) SetTSCKHz(khz int) error {
 	}
 	return nil
 }
+
+// translation is struct kvm_translation.
+type translation struct {
+	linear, physical          uint64
+	valid, writable, userMode uint8
+	_                         [5]byte
+}
+
+// Translate finds the guest-physical address of a linear one, in the vCPU's present address space; false: it has
+// none (api.rst, 4.14).
+func (c *VCPU) Translate(linear uint64) (gpa uint64, ok bool, err error) {
+	t := translation{linear: linear}
+	if _, err := ioctlPtr(c.fd, ioTranslate, &t); err != nil {
+		return 0, false, fmt.Errorf("KVM_TRANSLATE of vCPU %d: %w", c.id, err)
+	}
+	return t.physical, t.valid != 0, nil
+}

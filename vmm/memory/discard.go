@@ -45,16 +45,25 @@ func (r *RAM) discard(off, n uint64) error {
 // clearHealed writes zeros into the pages of the range that do not lie in the RAM file, and puts zero pages in
 // the place of damaged ones. r.healing is held.
 func (r *RAM) clearHealed(off, n uint64) error {
+	if len(r.damaged)+len(r.healed) == 0 {
+		return nil
+	}
+	zeros := make([]byte, PageSize)
 	for p := range r.damaged {
 		if at := uint64(p) * PageSize; at >= off && at < off+n {
-			if err := r.replace(p, make([]byte, PageSize)); err != nil {
+			if err := r.replace(p, zeros); err != nil {
 				return err
 			}
 		}
 	}
 	for p := range r.healed {
 		if at := uint64(p) * PageSize; at >= off && at < off+n {
-			clear(r.Page(p))
+			if guardedCopy(r.Page(p), zeros) == 0 {
+				continue
+			}
+			if err := r.replace(p, zeros); err != nil { // damaged once more
+				return err
+			}
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
@@ -46,8 +47,17 @@ func poison(t *testing.T, m *member, page int) {
 	}
 }
 
-// logged counts the lines of a host's event log that hold all of the words.
-func (m *member) logged(t *testing.T, words ...string) (n int) {
+// awaitLogged waits until a line of a host's event log holds all of the words.
+func (m *member) awaitLogged(t *testing.T, words ...string) {
+	t.Helper()
+	for end := time.Now().Add(bound); !m.logged(t, words...); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the event log never says %q", words)
+		}
+	}
+}
+
+func (m *member) logged(t *testing.T, words ...string) bool {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(m.dir, "events.jsonl"))
 	if err != nil {
@@ -60,9 +70,9 @@ lines:
 				continue lines
 			}
 		}
-		n++
+		return true
 	}
-	return n
+	return false
 }
 
 // TestHeal: pages of the guest's memory are damaged, one by one and many at once; the guest goes on with the
@@ -115,10 +125,8 @@ func TestHeal(t *testing.T) {
 		}
 	}
 	t.Logf("%d of %d pages can be read, %d were healed: p50 %.0f µs", good, len(pages), healed, a.status.TimingsUs["heal"].P50)
-	a.p.events.Close()
-	if a.logged(t, `"heal"`) == 0 || a.logged(t, `"fault"`, `"memory"`) == 0 {
-		t.Error("the event log knows nothing of it")
-	}
+	a.awaitLogged(t, `"heal"`, `"memory"`)
+	a.awaitLogged(t, `"fault"`, `"memory"`)
 }
 
 // TestSurrenderOfADirtyPage: what the guest has written since the last checkpoint is lost with the page. The
@@ -161,7 +169,5 @@ func TestDamageWithoutReplica(t *testing.T) {
 	if !strings.Contains(a.p.why, "no replica to heal it from") {
 		t.Errorf("it ended because of %q", a.p.why)
 	}
-	if n := a.logged(t, `"fault"`, `"memory"`); n == 0 {
-		t.Error("the event log knows nothing of it")
-	}
+	a.awaitLogged(t, `"fault"`, `"memory"`)
 }
