@@ -159,6 +159,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 	if free, err := freeBytes(s.d.Config().StateDir); err == nil && free < lowSpace {
 		out.Alarms = append(out.Alarms, fmt.Sprintf("%s has only %d MiB left for %s: without room there nothing can be changed, and guests' disks fail", s.d.Name(), free>>20, s.d.Config().StateDir))
 	}
+	out.Alarms = append(out.Alarms, s.fenceAlarms()...)
 	out.Guests = s.list(hosts)
 	for _, g := range out.Guests {
 		switch {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"slices"
 	"sync"
@@ -56,8 +55,9 @@ type FenceReport struct {
 
 // fenceWorld is what a fencer does outside itself.
 type fenceWorld interface {
-	// stopped says whether a loser has stopped, by the word of its own daemon; an error: there was no word.
-	stopped(ctx context.Context, l loser) (bool, error)
+	// holdouts says which of a host's losers still runs its guest, by the word of the host's daemon; "": none. An
+	// error: there was no word.
+	holdouts(ctx context.Context, host string, losers []loser) (string, error)
 	// permit asks the cluster, and keeps the host out meanwhile; refused says why not.
 	permit(ctx context.Context, host, reason string) (refused string, err error)
 	// release ends that.
@@ -147,22 +147,26 @@ func (f *fencer) run(ctx context.Context, host string, device fenceDevice) {
 	}
 }
 
-// needed waits for the losers to stop. Where they don't it says what they do instead.
+// needed waits for the losers to stop. Where they don't it says what they do instead: their daemon has been silent
+// for the whole of patience, or it answers and they go on.
 func (f *fencer) needed(ctx context.Context, host string) (why string, needed bool) {
-	silent, answering := f.patience, f.patience+fenceLinger
-	for begun := time.Now(); ; {
-		why, needed = "", false
-		limit := answering
-		for _, l := range f.losers(host) {
-			switch is, err := f.world.stopped(ctx, l); {
-			case err != nil:
-				why, needed, limit = "its daemon does not answer: "+err.Error(), true, silent
-			case !is:
-				why, needed = fmt.Sprintf("%v still runs guest %s", l.party, l.guest), true
+	begun := time.Now()
+	for heard := begun; ; {
+		runs, err := f.world.holdouts(ctx, host, f.losers(host))
+		limit := f.patience + fenceLinger
+		switch {
+		case err != nil:
+			why = "its daemon does not answer: " + err.Error()
+			if time.Since(heard) >= f.patience {
+				return why, true
 			}
+		case runs == "":
+			return "", false
+		default:
+			why, heard = runs, time.Now()
 		}
-		if !needed || time.Since(begun) >= limit || !sleep(ctx, fencePoll) {
-			return why, needed
+		if time.Since(begun) >= limit || !sleep(ctx, fencePoll) {
+			return why, true
 		}
 	}
 }
@@ -180,7 +184,7 @@ func (f *fencer) shoot(ctx context.Context, host string, device fenceDevice, why
 			tell(fenceRefused, refused)
 			return
 		}
-		if _, needed := f.once(ctx, host); !needed {
+		if runs, err := f.world.holdouts(ctx, host, f.losers(host)); err == nil && runs == "" {
 			tell(fenceNeedless, "its daemon says that it has stopped")
 			return
 		}
@@ -202,16 +206,6 @@ func (f *fencer) shoot(ctx context.Context, host string, device fenceDevice, why
 	}
 	for f.world.release(ctx, host) != nil && sleep(ctx, fencePoll) {
 	}
-}
-
-// once is one look at the losers.
-func (f *fencer) once(ctx context.Context, host string) (why string, needed bool) {
-	for _, l := range f.losers(host) {
-		if is, err := f.world.stopped(ctx, l); err != nil || !is {
-			return "", true
-		}
-	}
-	return "", false
 }
 
 // sleep waits, and says that the context has not ended.

@@ -19,7 +19,9 @@ type scene struct {
 	mu  sync.Mutex
 	log []string
 
-	silent     bool          // the loser's daemon does not answer
+	silent     bool // the loser's daemon does not answer
+	falters    bool // its daemon answers every other time
+	asked      int
 	stopsAfter time.Duration // it answers, and has stopped by then; 0: never
 	refuse     int           // how often the cluster refuses
 	cut        error
@@ -33,14 +35,15 @@ func (s *scene) did(format string, a ...any) {
 	s.log = append(s.log, fmt.Sprintf(format, a...))
 }
 
-func (s *scene) stopped(context.Context, loser) (bool, error) {
+func (s *scene) holdouts(_ context.Context, _ string, losers []loser) (string, error) {
+	s.asked++
 	switch {
-	case s.silent:
-		return false, errors.New("no route")
-	case s.stopsAfter == 0:
-		return false, nil
+	case s.silent, s.falters && s.asked%2 == 0:
+		return "", errors.New("no route")
+	case s.stopsAfter == 0 || time.Since(s.begun) < s.stopsAfter:
+		return losers[0].guest, nil
 	}
-	return time.Since(s.begun) >= s.stopsAfter, nil
+	return "", nil
 }
 
 func (s *scene) permit(_ context.Context, host, _ string) (string, error) {
@@ -101,6 +104,10 @@ func TestFencer(t *testing.T) {
 		"a loser that stops by itself": {
 			s:    &scene{stopsAfter: 3 * time.Second},
 			want: "a waiting g after 0s, a not-needed g after 3s",
+		},
+		"a daemon that is hard to hear": {
+			s:    &scene{falters: true, stopsAfter: 20 * time.Second},
+			want: "a waiting g after 0s, a not-needed g after 20s",
 		},
 		"permission is given late": {
 			s:    &scene{silent: true, refuse: 4},

@@ -18,6 +18,7 @@ import (
 const (
 	leaveAgain = 3 * time.Second // a switchover that has not come about is ordered again
 	leaveLook  = 20 * time.Millisecond
+	leaveAsks  = 3
 )
 
 // Leave gives the guests that this host runs to their replicas before the daemon ends, as the configuration says,
@@ -78,7 +79,13 @@ func (d *Daemon) notTo(ctx context.Context, a pact.Assignment) string {
 	if why := d.keptOut(a.Replica.Host); why != "" {
 		return why
 	}
-	info, err := d.askHost(ctx, a.Replica.Host, pollTimeout)
+	var info HostInfo
+	var err error
+	for range leaveAsks { // a connection that was kept may have died unnoticed
+		if info, err = d.askHost(ctx, a.Replica.Host, pollTimeout); err == nil || !sleep(ctx, leaveLook) {
+			break
+		}
+	}
 	switch {
 	case err != nil:
 		return fmt.Sprintf("the daemon of its replica's host %s does not answer (%v)", a.Replica.Host, err)

@@ -87,15 +87,20 @@ func (r *fenceReports) list() []FenceReport {
 	return all
 }
 
-// stopped asks the loser's own daemon.
-func (d *Daemon) stopped(ctx context.Context, l loser) (bool, error) {
-	info, err := d.askHost(ctx, l.party.Host, pollTimeout)
+// holdouts asks the losers' own daemon.
+func (d *Daemon) holdouts(ctx context.Context, host string, losers []loser) (string, error) {
+	info, err := d.askHost(ctx, host, pollTimeout)
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	return !slices.ContainsFunc(info.Processes, func(p ProcessInfo) bool {
-		return p.Party == l.party && (p.Status == nil || p.Status.Role == link.RolePrimary)
-	}), nil
+	for _, p := range info.Processes {
+		for _, l := range losers {
+			if p.Party == l.party && (p.Status == nil || p.Status.Role == link.RolePrimary) {
+				return fmt.Sprintf("%v still runs guest %s", l.party, l.guest), nil
+			}
+		}
+	}
+	return "", nil
 }
 
 func (d *Daemon) permit(ctx context.Context, host, reason string) (refused string, err error) {
