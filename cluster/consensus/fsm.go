@@ -252,6 +252,12 @@ func (f *fsm) removed() []string {
 	return append([]string(nil), f.roster.Removed...)
 }
 
+func (f *fsm) revokedSerials() []string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return append([]string(nil), f.roster.Revoked...)
+}
+
 func (f *fsm) revoked(serial string) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()

@@ -236,16 +236,24 @@ func (n *Node) preferWitness(servers []raft.Server, w *wellness) {
 // register enters this member in the roster, and again when something of it has changed.
 func (n *Node) register(ctx context.Context) {
 	for {
-		if m, ok := n.fsm.member(n.o.Self.Name); ok && m == n.o.Self {
-			return
+		self := n.Self()
+		if m, ok := n.fsm.member(self.Name); ok && m == self {
+			select {
+			case <-ctx.Done():
+				return
+			case <-n.renewed:
+				continue
+			}
 		}
-		v, err := n.submit(ctx, entry{Enter: &n.o.Self})
+		v, err := n.submit(ctx, entry{Enter: &self})
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil && v.Applied:
-			n.log.Info("registered with the cluster", zap.String("raft_id", n.o.Self.RaftID))
-			return
+			n.log.Info("registered with the cluster", zap.String("raft_id", self.RaftID), zap.String("serial", self.Serial))
+			if n.WaitApplied(ctx, v.Index) == nil {
+				continue
+			}
 		case err == nil:
 			n.log.Error("the cluster does not take this member", zap.String("reason", v.Reason))
 		default:

@@ -53,6 +53,7 @@ type Node struct {
 	wake  chan struct{} // something has changed that a leader acts upon
 	// recheck: certificates may have been revoked.
 	recheck chan struct{}
+	renewed chan struct{} // this member has something new to register
 	notify  chan bool
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -81,7 +82,7 @@ func Open(o Options) (*Node, error) {
 	}
 	n := &Node{
 		o: o, log: o.Log, fsm: newFSM(),
-		nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), recheck: make(chan struct{}, 1), notify: make(chan bool, 8),
+		nudge: make(chan struct{}, 1), wake: make(chan struct{}, 1), recheck: make(chan struct{}, 1), renewed: make(chan struct{}, 1), notify: make(chan bool, 8),
 	}
 	n.fsm.changed = o.Changed
 	n.fsm.joined = func() { poke(n.wake); poke(n.recheck); o.Joined() }
@@ -106,6 +107,9 @@ func (n *Node) open() error {
 	id, snaps := kept.id, kept.snaps
 	n.store = kept.store
 	n.o.Self.RaftID, n.o.Self.Serial = id, n.o.Identity.Serial()
+	if n.o.Self.Replaces, err = n.o.Identity.Replaces(); err != nil {
+		return errors.Join(err, n.store.Close())
+	}
 	if err := n.o.Self.check(); err != nil {
 		return errors.Join(err, n.store.Close())
 	}
@@ -212,7 +216,28 @@ func (n *Node) Members() []Member { return n.fsm.members() }
 func (n *Node) Member(name string) (Member, bool) { return n.fsm.member(name) }
 
 // Self is this member.
-func (n *Node) Self() Member { return n.o.Self }
+func (n *Node) Self() Member {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.o.Self
+}
+
+// Renewed takes up a new certificate: the member registers anew. Until that is committed the cluster goes by the
+// old one, and both are good.
+func (n *Node) Renewed() error {
+	replaces, err := n.o.Identity.Replaces()
+	if err != nil {
+		return fmt.Errorf("register with the new certificate: %w", err)
+	}
+	n.mu.Lock()
+	n.o.Self.Serial, n.o.Self.Replaces = n.o.Identity.Serial(), replaces
+	n.mu.Unlock()
+	poke(n.renewed)
+	return nil
+}
+
+// Revoked are the serial numbers of certificates that count no more.
+func (n *Node) Revoked() []string { return n.fsm.revokedSerials() }
 
 // Allowed turns away members whose certificate counts no more.
 func (n *Node) Allowed(p pki.Peer) error {

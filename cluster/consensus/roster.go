@@ -25,6 +25,9 @@ type Member struct {
 	// CPU is what processor this host and its kernel can give to guests: the text of a vmm/cpu.Host. A
 	// member that comes back with another one registers anew. Empty: it has told nothing.
 	CPU string `json:"cpu,omitempty"`
+	// Replaces is the serial number of the certificate that its own has replaced by a renewal. That one stays good
+	// until the member is removed or joins anew; a member that does not say so takes it back.
+	Replaces string `json:"replaces,omitempty"`
 }
 
 // maxCPUText bounds Member.CPU, in bytes.
@@ -42,7 +45,7 @@ func (m Member) check() error {
 			return fmt.Errorf("the address %q of %s: %w", a, m.Name, err)
 		}
 	}
-	if len(m.RaftID)+len(m.Serial)+len(m.ClusterAddress)+len(m.GossipAddress)+len(m.ReplicationAddress)+len(m.Version) > 1024 {
+	if len(m.RaftID)+len(m.Serial)+len(m.ClusterAddress)+len(m.GossipAddress)+len(m.ReplicationAddress)+len(m.Version)+len(m.Replaces) > 1024 {
 		return fmt.Errorf("the member %s tells too much", m.Name)
 	}
 	if len(m.CPU) > maxCPUText {
@@ -58,11 +61,21 @@ type roster struct {
 	Removed []string `json:"removed,omitempty"`
 	// Revoked are the serial numbers of certificates that count no more.
 	Revoked []string `json:"revoked,omitempty"`
+	// Replaced are the certificates that are still good beside those of the members, oldest first.
+	Replaced []replaced `json:"replaced,omitempty"`
+}
+
+// replaced is a member's earlier certificate.
+type replaced struct {
+	Name   string `json:"name"`
+	Serial string `json:"serial"`
 }
 
 const (
 	membersMax = 1024
 	removedMax = 256
+	// replacedMax bounds the certificates that one member has beside its own.
+	replacedMax = 4
 )
 
 func newRoster() roster { return roster{Members: map[string]Member{}} }
@@ -75,6 +88,10 @@ func (r *roster) enter(m Member) string {
 	if slices.Contains(r.Revoked, m.Serial) {
 		return fmt.Sprintf("%s was removed from the cluster; it can join again with a new token", m.Name)
 	}
+	if slices.Contains(r.Replaced, replaced{m.Name, m.Serial}) {
+		// Said by who holds an old key, or said again by who has heard it long ago.
+		return fmt.Sprintf("the certificate %s of %s has been renewed", m.Serial, m.Name)
+	}
 	old, known := r.Members[m.Name]
 	if !known && len(r.Members) >= membersMax {
 		return fmt.Sprintf("the cluster has %d members already", len(r.Members))
@@ -82,12 +99,43 @@ func (r *roster) enter(m Member) string {
 	if known && old.RaftID != m.RaftID {
 		r.Removed = bounded(r.Removed, old.RaftID)
 	}
-	if known && old.Serial != m.Serial {
-		// The name has joined anew; whoever still holds the old certificate is not it.
-		r.Revoked = append(r.Revoked, old.Serial)
+	switch {
+	case !known || old.Serial == m.Serial:
+	case m.Replaces == old.Serial:
+		r.replace(m.Name, old.Serial)
+	default:
+		// The name has joined anew, or fears for its key; whoever still holds the old certificate is not it.
+		r.revoke(old)
 	}
 	r.Members[m.Name] = m
 	return ""
+}
+
+// replace keeps a certificate good beside the one that comes after it.
+func (r *roster) replace(name, serial string) {
+	r.Replaced = append(r.Replaced, replaced{name, serial})
+	n := 0
+	for _, o := range r.Replaced {
+		if o.Name == name {
+			n++
+		}
+	}
+	if n > replacedMax {
+		i := slices.IndexFunc(r.Replaced, func(o replaced) bool { return o.Name == name })
+		r.Revoked = append(r.Revoked, r.Replaced[i].Serial)
+		r.Replaced = slices.Delete(r.Replaced, i, i+1)
+	}
+}
+
+// revoke takes back all certificates of a member.
+func (r *roster) revoke(m Member) {
+	r.Revoked = append(r.Revoked, m.Serial)
+	r.Replaced = slices.DeleteFunc(r.Replaced, func(o replaced) bool {
+		if o.Name == m.Name {
+			r.Revoked = append(r.Revoked, o.Serial)
+		}
+		return o.Name == m.Name
+	})
 }
 
 // leave removes a member for good.
@@ -98,7 +146,7 @@ func (r *roster) leave(name string) string {
 	}
 	delete(r.Members, name)
 	r.Removed = bounded(r.Removed, m.RaftID)
-	r.Revoked = append(r.Revoked, m.Serial)
+	r.revoke(m)
 	return ""
 }
 

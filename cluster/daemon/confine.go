@@ -18,6 +18,7 @@ import (
 
 	"github.com/pollux-ha/pollux/cluster/config"
 	"github.com/pollux-ha/pollux/cluster/link"
+	"github.com/pollux-ha/pollux/cluster/pki"
 )
 
 // processNamespaces are the namespaces of its own that a process to be confined starts in (clone(2) flags): Go's threads
@@ -32,7 +33,7 @@ const guestUsers = 1 << 16
 
 // certificates are the files of pki/ that a process needs, in the order in which they are replaced: whoever sees a new
 // certificate finds its key there already.
-var certificates = []string{"host.key", "ca.crt", "host.crt"}
+var certificates = []string{pki.RevokedFile, "host.key", "ca.crt", "host.crt"}
 
 const certificatesEvery = 5 * time.Second
 
@@ -146,6 +147,9 @@ func (c *confiner) copyCertificates() error {
 	_ = os.Chown(dir, -1, group) // where there are no such groups the processes stay this user's
 	for _, name := range certificates {
 		b, err := os.ReadFile(filepath.Join(c.cfg.PKIDir(), name))
+		if name == pki.RevokedFile && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("copy a certificate for the processes: %w", err)
 		}

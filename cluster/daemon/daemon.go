@@ -62,6 +62,9 @@ type Daemon struct {
 	keepers map[string]*keeper
 	fits    map[fit]string
 
+	renewing sync.Mutex    // one renewal of the certificate at a time
+	roster   chan struct{} // the members, or their certificates, have changed
+
 	forwarding sync.Mutex // what is told to processes is in the log's order
 	records    chan audit.Event
 
@@ -77,7 +80,7 @@ type Daemon struct {
 func Open(cfg *config.Config, role pki.Role, version string, cpu HostCPU, log *zap.Logger) (*Daemon, error) {
 	d := &Daemon{
 		cfg: cfg, name: cfg.Name, role: role, version: version, log: log,
-		confiner: confiner{cfg: cfg}, keepers: map[string]*keeper{}, fits: map[fit]string{}, records: make(chan audit.Event, 1024),
+		confiner: confiner{cfg: cfg}, keepers: map[string]*keeper{}, roster: make(chan struct{}, 1), fits: map[fit]string{}, records: make(chan audit.Event, 1024),
 	}
 	d.peers = newPeers(d)
 	d.history = newHistory(cfg.Flapping, fencing.Boot)
@@ -96,7 +99,8 @@ func (d *Daemon) open(cpu HostCPU) error {
 		return err
 	}
 	var err error
-	if d.audit, err = audit.Open(d.cfg.EventLog(), d.name); err != nil {
+	limits := audit.Limits{SegmentBytes: d.cfg.Events.SegmentBytes, KeepSegments: d.cfg.Events.KeepSegments}
+	if d.audit, err = audit.OpenLimited(d.cfg.EventLog(), d.name, limits); err != nil {
 		return err
 	}
 	if err := d.audit.Append(d.ctx, audit.Event{Kind: audit.DaemonStart, Actor: "daemon", Detail: map[string]any{"version": d.version, "role": string(d.role)}}); err != nil {
@@ -141,6 +145,12 @@ func (d *Daemon) open(cpu HostCPU) error {
 			return d.cluster.Store(d.cfg.PKIDir())
 		},
 		Changed: d.changed,
+		Joined: func() {
+			select {
+			case d.roster <- struct{}{}:
+			default:
+			}
+		},
 	})
 	if err != nil {
 		return err
@@ -154,6 +164,8 @@ func (d *Daemon) open(cpu HostCPU) error {
 	d.up.Store(true)
 	d.refresh()
 	d.wg.Go(d.findMembers)
+	d.wg.Go(func() { d.keepRevoked(d.ctx) })
+	d.wg.Go(func() { d.keepCertificate(d.ctx) })
 	d.wg.Go(d.tellOut)
 	d.wg.Go(d.releaseLeftovers)
 	if d.isHost() {
@@ -186,7 +198,7 @@ func (d *Daemon) identify() error {
 		d.issuer, err = nil, nil
 	}
 	if d.issuer != nil {
-		d.issuer.Seeds, d.issuer.Admit = d.seeds, d.admit
+		d.issuer.Seeds, d.issuer.Admit, d.issuer.Refused = d.seeds, d.admit, d.notAdmitted
 	}
 	return err
 }
@@ -420,6 +432,11 @@ func (d *Daemon) memberChanged(m gossip.Member) {
 // admit records that a machine is let in, before it gets its certificate.
 func (d *Daemon) admit(name string, role pki.Role) error {
 	return d.audit.Append(d.ctx, audit.Event{Kind: audit.Membership, Actor: "daemon", Detail: map[string]any{"member": name, "role": string(role), "state": "let in by its token"}})
+}
+
+// notAdmitted records that a machine was not let in.
+func (d *Daemon) notAdmitted(from, name string, err error, before int) {
+	d.RecordAccess("stranger", map[string]any{"from": from, "what": "join", "name": name, "reason": err.Error(), "not_mentioned_before": before})
 }
 
 // seeds are the members that a joiner is told of.

@@ -33,6 +33,8 @@ type HostInfo struct {
 	Processes []ProcessInfo     `json:"processes"`
 	Notes     map[string]string `json:"notes,omitempty"`   // by guest: why it is not where it should be
 	Leaving   bool              `json:"leaving,omitempty"` // it gives its guests away, and ends
+	// Certificate is its own.
+	Certificate *Certificate `json:"certificate,omitempty"`
 }
 
 const (
@@ -142,6 +144,8 @@ func (d *Daemon) askHost(ctx context.Context, name string, timeout time.Duration
 // Info is what this daemon tells of itself.
 func (d *Daemon) Info() HostInfo {
 	info := HostInfo{Name: d.name, Role: d.role, Version: d.version, Notes: map[string]string{}, Leaving: d.leaving.Load()}
+	c := d.Certificate()
+	info.Certificate = &c
 	for _, k := range d.allKeepers() {
 		if n := k.getNote(); n != "" {
 			info.Notes[k.guest] = n
@@ -269,5 +273,13 @@ func (d *Daemon) handlers() map[string]wire.Handler {
 			return struct{}{}, d.obey(ctx, o)
 		},
 		"agent": d.askedAgent,
+		"renew": func(ctx context.Context, who pki.Peer, body []byte) (any, error) {
+			var q renewRequest
+			if err := json.Unmarshal(body, &q); err != nil {
+				return nil, err
+			}
+			der, err := d.issue(ctx, who, q.CSR)
+			return renewAnswer{Certificate: der}, err
+		},
 	}
 }

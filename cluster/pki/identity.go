@@ -33,8 +33,9 @@ type Identity struct {
 	roots *x509.CertPool
 
 	mu      sync.Mutex
-	current *tls.Certificate
+	now     *tls.Certificate
 	stamp   time.Time
+	revoked revocations
 }
 
 // Load reads ca.crt, host.crt and host.key.
@@ -58,7 +59,7 @@ func (id *Identity) reload() error {
 	if err != nil {
 		return fmt.Errorf("load this machine's certificate: %w", err)
 	}
-	cert, err := tls.LoadX509KeyPair(path, filepath.Join(id.dir, hostKeyFile))
+	cert, err := loadPair(id.dir)
 	if err != nil {
 		return fmt.Errorf("load this machine's certificate: %w", err)
 	}
@@ -67,7 +68,7 @@ func (id *Identity) reload() error {
 	}
 	// The CA goes along so that a joiner can pin it.
 	cert.Certificate = append(cert.Certificate, id.ca.Raw)
-	id.current, id.stamp = &cert, info.ModTime()
+	id.now, id.stamp = &cert, info.ModTime()
 	return nil
 }
 
@@ -78,7 +79,7 @@ func (id *Identity) certificate() *tls.Certificate {
 		// A key and a certificate are two files; where they don't match yet, the old pair serves on.
 		_ = id.reload()
 	}
-	return id.current
+	return id.now
 }
 
 // Name is this machine's name, Role its role, as in its certificate.
@@ -129,7 +130,7 @@ func (id *Identity) ServerConfig(alpn ...string) *tls.Config {
 		ClientCAs:              id.roots,
 		NextProtos:             alpn,
 		SessionTicketsDisabled: true, // a resumed session would skip the look at the certificate
-		VerifyConnection:       verifyMember(alpn),
+		VerifyConnection:       id.verifyMember(alpn),
 	}
 }
 
@@ -141,7 +142,7 @@ func (id *Identity) ClientConfig(peerName, alpn string) *tls.Config {
 		RootCAs:              id.roots,
 		ServerName:           peerName,
 		NextProtos:           []string{alpn},
-		VerifyConnection:     verifyMember([]string{alpn}),
+		VerifyConnection:     id.verifyMember([]string{alpn}),
 	}
 	if peerName == "" {
 		// The name alone is not checked; the chain is, here.
@@ -153,18 +154,22 @@ func (id *Identity) ClientConfig(peerName, alpn string) *tls.Config {
 			if _, err := id.Verify(s.PeerCertificates[0]); err != nil {
 				return err
 			}
-			return verifyMember([]string{alpn})(s)
+			return id.verifyMember([]string{alpn})(s)
 		}
 	}
 	return c
 }
 
-func verifyMember(alpn []string) func(tls.ConnectionState) error {
+// verifyMember is asked at every handshake: revocations count at once.
+func (id *Identity) verifyMember(alpn []string) func(tls.ConnectionState) error {
 	return func(s tls.ConnectionState) error {
-		for _, p := range alpn {
-			if s.NegotiatedProtocol == p {
-				_, err := PeerOf(s)
-				return err
+		for _, protocol := range alpn {
+			if s.NegotiatedProtocol == protocol {
+				p, err := PeerOf(s)
+				if err != nil {
+					return err
+				}
+				return id.current(p)
 			}
 		}
 		return fmt.Errorf("%w: it speaks none of the protocols %v", ErrPeer, alpn)
@@ -228,5 +233,5 @@ func (id *Identity) Open(purpose string, s Signed) (Peer, error) {
 	if !ok || !ecdsa.VerifyASN1(key, digest(purpose, s.Body), s.Signature) {
 		return Peer{}, fmt.Errorf("%w: the signature of %s is wrong", ErrPeer, p.Name)
 	}
-	return p, nil
+	return p, id.current(p)
 }

@@ -254,7 +254,11 @@ func (p *process) dial(ctx context.Context, peer link.Peer) (net.Conn, error) {
 		return nil, errors.New("this process has no certificate: no checkpoint stream can be opened")
 	}
 	d := tls.Dialer{Config: p.identity.ClientConfig(peer.Party.Host, pki.ALPNStream)}
-	return d.DialContext(ctx, "tcp", peer.Address)
+	conn, err := d.DialContext(ctx, "tcp", peer.Address)
+	if t, ok := conn.(*tls.Conn); ok {
+		p.identity.CutOff(t)
+	}
+	return conn, err
 }
 
 func (p *process) writeConsole(b []byte) {

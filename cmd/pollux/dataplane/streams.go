@@ -36,6 +36,7 @@ type server interface {
 // streams listens for checkpoint streams.
 type streams struct {
 	l       net.Listener
+	id      *pki.Identity
 	config  *tls.Config
 	server  server
 	log     *zap.Logger
@@ -61,7 +62,7 @@ func listenStreams(address string, id *pki.Identity, s server, log *zap.Logger) 
 	if err != nil {
 		return nil, fmt.Errorf("listen for checkpoint streams: %w", err)
 	}
-	st := &streams{l: l, config: id.ServerConfig(pki.ALPNStream), server: s, log: log, pending: wire.NewLobby(pendingHandshakes)}
+	st := &streams{l: l, id: id, config: id.ServerConfig(pki.ALPNStream), server: s, log: log, pending: wire.NewLobby(pendingHandshakes)}
 	st.ctx, st.cancel = context.WithCancel(context.Background())
 	return st, nil
 }
@@ -123,6 +124,7 @@ func (s *streams) serve(c net.Conn, leave func()) {
 		c.Close()
 		return
 	}
+	s.id.CutOff(t)
 	s.server.Serve(t, peer.Name)
 }
 
