@@ -217,7 +217,7 @@ joins as a new one.`,
 	}
 	remove.Flags().BoolVar(&yes, "yes", false, "confirm without being asked")
 	remove.Flags().BoolVar(&dryRun, "dry-run", false, "check and tell what would be done, and do nothing")
-	cmd.AddCommand(p.withOutput(remove))
+	cmd.AddCommand(p.withOutput(remove), p.memberResetCommand())
 	return cmd
 }
 
