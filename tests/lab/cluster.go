@@ -139,6 +139,7 @@ func settings(name string, number byte, state string) map[string]any {
 	return map[string]any{
 		"name": name, "state_dir": state, "cluster_address": address + ":7700", "gossip_address": address + ":7701",
 		"timeouts": timeouts, "log": map[string]string{"level": "info"},
+		"flapping": map[string]bool{"off": true}, // a host is lost many times in one test
 	}
 }
 

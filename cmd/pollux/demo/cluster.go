@@ -82,6 +82,8 @@ func (c *cluster) addNode(name, role string, number byte, networks ...lab.Networ
 		"name": name, "state_dir": n.config.StateDir, "run_dir": n.config.RunDir,
 		"cluster_address": n.config.ClusterAddress, "gossip_address": n.config.GossipAddress,
 		"log": map[string]string{"level": c.logLevel},
+		// The same hosts are struck again and again here: none is to be kept out for it.
+		"flapping": map[string]bool{"off": true},
 	}
 	if c.silence > 0 {
 		file["timeouts"] = map[string]string{"silence": c.silence.String()}
