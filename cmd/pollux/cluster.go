@@ -223,7 +223,8 @@ joins as a new one.`,
 
 func (p *program) hostCommand() *cobra.Command {
 	return p.daemonCommand("host", "Run the daemon of a host", `Run the daemon of a host: control plane, membership, and the supervision of its guests. It goes on
-until SIGTERM. The guests have processes of their own, which outlive the daemon.`, runHost)
+until SIGTERM, and then gives the guests that it runs to their replicas, unless shutdown.guests in its configuration
+says "stay". The guests have processes of their own, which outlive the daemon.`, runHost)
 }
 
 // runHost runs a host's daemon even where no guest can run for now: its vote counts all the same.
