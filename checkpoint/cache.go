@@ -15,6 +15,8 @@ type pageCache struct {
 const (
 	slabPages = 256
 	slotChunk = 4096
+
+	nobody = ^uint32(0) // owner of a slot whose page was dropped; no guest has a page of that index
 )
 
 func newPageCache(pages int) *pageCache { return &pageCache{limit: pages} }
@@ -57,8 +59,9 @@ func (c *pageCache) put(index uint32, content []byte) {
 		}
 		slot = c.hand
 		c.hand = (c.hand + 1) % c.limit
-		old := c.owner[slot]
-		c.slots[old/slotChunk][old%slotChunk] = 0
+		if old := c.owner[slot]; old != nobody {
+			c.slots[old/slotChunk][old%slotChunk] = 0
+		}
 		c.owner[slot] = index
 	}
 	chunk := int(index / slotChunk)
@@ -72,9 +75,23 @@ func (c *pageCache) put(index uint32, content []byte) {
 	copy(c.page(slot), content)
 }
 
+// drop forgets a page. Its slot stays as it is until the hand comes by.
+func (c *pageCache) drop(index uint32) {
+	chunk := int(index / slotChunk)
+	if chunk >= len(c.slots) || c.slots[chunk] == nil || c.slots[chunk][index%slotChunk] == 0 {
+		return
+	}
+	slot := c.slots[chunk][index%slotChunk] - 1
+	c.slots[chunk][index%slotChunk] = 0
+	c.owner[slot], c.used[slot] = nobody, false
+}
+
 // clear forgets everything and keeps the memory.
 func (c *pageCache) clear() {
 	for _, index := range c.owner {
+		if index == nobody {
+			continue
+		}
 		c.slots[index/slotChunk][index%slotChunk] = 0
 	}
 	c.owner, c.used, c.hand = c.owner[:0], c.used[:0], 0

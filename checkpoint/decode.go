@@ -31,6 +31,9 @@ type Reader struct {
 	writeBytes int64
 	frameBytes int64
 	unpacked   []byte
+
+	lost  map[uint32]bool // pages of base that are of no use
+	found map[uint32]bool // of those, what the epoch under way brings whole
 }
 
 // NewReader returns a Reader of r. base is the memory image that epochs apply to: each Staged must be
@@ -136,6 +139,7 @@ func (r *Reader) beginEpoch(p []byte) error {
 	r.order = kindEpochBegin
 	r.section, r.next = sectionBackground, 0
 	clear(r.background)
+	clear(r.found)
 	r.writeBytes, r.frameBytes = 0, 0
 	r.hash.Reset()
 	_, _ = r.hash.Write(r.previous[:])
@@ -158,6 +162,10 @@ func (r *Reader) endEpoch(p []byte) (*Staged, error) {
 	r.begun, r.last, r.previous = true, e.Number, e.Digest
 	r.state = append(r.state[:0], e.State...)
 	r.epoch = nil
+	for page := range r.found {
+		delete(r.lost, page)
+	}
+	e.Lost = r.Lost()
 	return e, nil
 }
 
@@ -211,16 +219,18 @@ func (r *Reader) page(c *cursor, index uint32, kind byte) error {
 	case pageRaw:
 		copy(r.epoch.add(index), c.bytes(PageSize))
 	case pageDelta:
-		page := r.epoch.add(index)
 		n, sum := c.u16(), c.u64()
 		delta := c.bytes(uint64(n))
-		if c.short {
-			break
+		if c.short || old < 0 && r.lost[index] {
+			return nil
 		}
+		page := r.epoch.add(index)
 		if old >= 0 {
 			copy(page, r.epoch.content(r.epoch.pages[old]))
-		} else {
-			copy(page, r.base.Page(int(index)))
+		} else if !readPage(page, r.base, index) {
+			r.epoch.takeBack()
+			r.Lose(index)
+			return nil
 		}
 		if err := applyDelta(page, delta); err != nil {
 			return fmt.Errorf("page %d: %w", index, err)
@@ -230,6 +240,12 @@ func (r *Reader) page(c *cursor, index uint32, kind byte) error {
 		}
 	default:
 		return fmt.Errorf("%w: page %d has unknown kind %d", ErrCorrupt, index, kind)
+	}
+	if r.lost[index] {
+		if r.found == nil {
+			r.found = make(map[uint32]bool)
+		}
+		r.found[index] = true
 	}
 	return nil
 }

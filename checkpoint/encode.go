@@ -64,6 +64,9 @@ func (e *Encoder) Reset(previous Digest) {
 	e.previous = previous
 }
 
+// Forget makes the next epoch that a page is in carry it whole: the replica's copy of it is of no use.
+func (e *Encoder) Forget(page uint32) { e.cache.drop(page) }
+
 // Encode sends an epoch. After an error the stream must be closed and the Encoder Reset.
 func (e *Encoder) Encode(w *Writer, ep *Epoch) (Stats, error) {
 	if len(ep.Data) != len(ep.Pages)*PageSize {

@@ -1,6 +1,8 @@
 package checkpoint
 
 import (
+	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"github.com/pollux-ha/pollux/cluster/pact"
@@ -17,6 +19,8 @@ type Staged struct {
 	State    []byte
 	Writes   []DiskWrite
 	Frames   []Frame
+	// Lost are the pages of the image that are of no use and stay so with this epoch, ascending.
+	Lost []uint32
 
 	pages    []stagedPage // a page may be there twice: the later one counts
 	contents int          // pages that have content of their own, in blocks
@@ -49,10 +53,37 @@ type discarder interface{ DiscardPages(first, n int) error }
 // lesser effort, and the guest will want most of them again soon.
 const discardRun = 8
 
-// Apply writes the staged pages to the memory image that the Reader was given as its Base.
+// Apply writes the staged pages to the memory image that the Reader was given as its Base. A page that turns
+// out to be damaged is replaced, where the image can do that: what it is to hold is known.
 func (s *Staged) Apply(image Base) {
-	give, _ := image.(discarder)
 	for i := 0; i < len(s.pages); {
+		damaged := false
+		if i, damaged = s.applyFrom(i, image); !damaged {
+			return
+		}
+		r, ok := image.(replacer)
+		if !ok {
+			panic(fmt.Sprintf("page %d of the image can't be written", s.pages[i].index))
+		}
+		if err := r.Replace(int(s.pages[i].index), s.content(s.pages[i])); err != nil {
+			panic(fmt.Sprintf("the epoch is acknowledged, and can't be applied: %v", err))
+		}
+		i++
+	}
+}
+
+// applyFrom writes the staged pages from number i on. Damaged: the page with the returned number is.
+func (s *Staged) applyFrom(i int, image Base) (at int, damaged bool) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if r := recover(); r != nil {
+			mustBeFault(r)
+			at, damaged = i, true
+		}
+	}()
+	give, _ := image.(discarder)
+	for i < len(s.pages) {
 		p := s.pages[i]
 		if p.slot != zeroSlot {
 			copy(image.Page(int(p.index)), s.page(p.slot))
@@ -63,13 +94,16 @@ func (s *Staged) Apply(image Base) {
 		for i+n < len(s.pages) && s.pages[i+n] == (stagedPage{p.index + uint32(n), zeroSlot}) {
 			n++
 		}
-		if give == nil || n < discardRun || give.DiscardPages(int(p.index), n) != nil {
-			for j := range n {
-				clear(image.Page(int(p.index) + j))
-			}
+		if give != nil && n >= discardRun && give.DiscardPages(int(p.index), n) == nil {
+			i += n
+			continue
 		}
-		i += n
+		for ; n > 0; n-- {
+			clear(image.Page(int(s.pages[i].index)))
+			i++
+		}
 	}
+	return i, false
 }
 
 // Release gives the pages' memory back. State, Writes and Frames stay valid.
@@ -105,6 +139,17 @@ func (s *Staged) add(index uint32) []byte {
 	s.contents++
 	s.pages = append(s.pages, stagedPage{index, int32(slot)})
 	return s.page(int32(slot))
+}
+
+// takeBack undoes the last add.
+func (s *Staged) takeBack() {
+	s.pages = s.pages[:len(s.pages)-1]
+	s.contents--
+	if s.contents%stageBlockPages == 0 {
+		last := len(s.blocks) - 1
+		stagePool.Put(s.blocks[last])
+		s.blocks = s.blocks[:last]
+	}
 }
 
 // addZero adds a page that will be zero. It takes no room.

@@ -53,6 +53,9 @@ type Host interface {
 	Ended(outcome core.Outcome, a pact.Assignment, why string)
 	// Healed says that a damaged page of guest memory, by its page index, was replaced with the replica's copy.
 	Healed(page int, took time.Duration)
+	// ReplicaLost says that the replica's copies of pages are of no use, and are sent again: they are damaged,
+	// or (differs) hold something else than this host's.
+	ReplicaLost(pages []uint32, differs bool)
 	// Changed says that Status would tell something new.
 	Changed()
 }

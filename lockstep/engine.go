@@ -48,6 +48,7 @@ type Engine struct {
 	settled    chan struct{} // closed when that is over
 	blocked    bool          // the last capture has met a damaged page: no other until it is mended, or the next pulse
 
+	extra   int                // epochs that may be in flight beyond Config.InFlight
 	repairs map[uint32]*repair // of damaged pages, by page index
 
 	run      running
@@ -475,7 +476,7 @@ func (e *Engine) Status(s *link.Status) {
 	s.EpochCaptured, s.EpochAcked, s.EpochDurable = e.core.Captured(), e.core.Acked(), e.durable
 	s.Epochs, s.DirtyPages, s.DirtyBytes = e.stats.epochs, e.stats.dirtyPages, e.stats.dirtyPages*checkpoint.PageSize
 	s.WireBytes, s.FramesReleased = e.stats.wireBytes, e.stats.framesReleased
-	s.Heals = e.stats.heals
+	s.Heals, s.Resent = e.stats.heals, e.stats.resent
 	s.FramesHeld, _ = e.out.counts()
 	if st := e.stream; st != nil && st.fill != nil {
 		s.SyncTotal, s.SyncDone = st.fill.progress()

@@ -192,6 +192,13 @@ func (m *fakeMachine) Capture(c *vmm.Capture) error {
 		return errors.New("dirty logging is off")
 	}
 	m.captures++
+	own := make([]uint64, m.ram.DirtyWords())
+	m.ram.HarvestDirty(own, nil)
+	for i := range m.ram.Pages() {
+		if own[i/64]&(1<<(i%64)) != 0 {
+			m.dirty[i] = true
+		}
+	}
 	c.Pages, c.Data = c.Pages[:0], c.Data[:0]
 	for i := range m.ram.Pages() {
 		if m.dirty[i] {
@@ -375,6 +382,7 @@ func (h *fakeHost) Refused(why string) {
 }
 func (h *fakeHost) Ended(o core.Outcome, _ pact.Assignment, _ string) { h.ended <- o }
 func (h *fakeHost) Healed(int, time.Duration)                         {}
+func (h *fakeHost) ReplicaLost([]uint32, bool)                        {}
 func (h *fakeHost) Changed()                                          {}
 
 // fakeReplica holds an image and acknowledges, as far as the test lets it.

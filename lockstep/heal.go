@@ -2,6 +2,7 @@ package lockstep
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -155,3 +156,24 @@ func (e *Engine) giveUp() {
 		e.later = append(e.later, m.GiveUpDamage)
 	}
 }
+
+// sendAgain has pages sent whole with the next epoch, because the replica's copies are of no use. Until they are
+// there it acknowledges nothing, so that epoch is captured also where as many are in flight as may be. e.mu is held.
+func (e *Engine) sendAgain(s *stream, m *checkpoint.PagesLost) error {
+	ram := e.cfg.Machine.RAM()
+	for _, p := range m.Pages {
+		if err := ram.MarkDirty(int(p)); err != nil {
+			return fmt.Errorf("%w: the replica has lost a page that it can't have: %w", checkpoint.ErrCorrupt, err)
+		}
+	}
+	s.forget = append(s.forget, m.Pages...)
+	e.stats.resent += uint64(len(m.Pages))
+	e.endEpoch, e.extra = true, 1
+	e.kick()
+	e.log.Error("the replica's copies of pages are of no use: they are sent again", zap.Uint32s("pages", m.Pages), zap.Bool("differs", m.Differs))
+	e.later = append(e.later, func() { e.cfg.Host.ReplicaLost(m.Pages, m.Differs) })
+	return nil
+}
+
+// full reports that no more epochs may be in flight. e.mu is held.
+func (e *Engine) full() bool { return len(e.inflight) >= e.cfg.InFlight+e.extra }

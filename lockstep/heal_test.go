@@ -5,6 +5,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/lockstep/core"
 	"github.com/pollux-ha/pollux/vmm"
 )
@@ -96,6 +97,47 @@ func TestCaptureWaitsForAHeal(t *testing.T) {
 		close(b.r.slowCopy)
 		b.until("healed and released", func() bool { return slices.Equal(b.m.left(), []string{"someone waits"}) && b.status().Heals == 1 })
 		b.same()
+		b.close()
+	})
+}
+
+// A page that the replica has lost comes whole with the next epoch, though nobody has written it, and though as
+// many epochs are in flight as may be.
+func TestPageIsSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 0)
+		b.protect()
+		b.m.guest(func() { b.m.writePage(40, 0x44) })
+		b.until("nothing in flight", func() bool {
+			s := b.status()
+			dirty, _ := b.m.DirtyCount()
+			return s.EpochAcked == s.EpochCaptured && dirty == 0
+		})
+		b.r.setKeep(true)
+		for i := range 3 { // as many as may be in flight
+			b.m.guest(func() { b.m.writePage(1, byte(i)) })
+			b.e.EndEpoch()
+		}
+		full := b.status().EpochCaptured
+		b.r.mu.Lock()
+		clear(b.r.ram.Page(40))
+		w := b.r.w
+		b.r.mu.Unlock()
+		if err := w.Write(&checkpoint.PagesLost{Pages: []uint32{40}}); err != nil {
+			t.Fatal(err)
+		}
+		b.until("sent again", func() bool { return b.status().EpochCaptured > full })
+		synctest.Wait()
+		b.r.setKeep(false)
+		b.until("all acknowledged", func() bool { s := b.status(); return s.EpochAcked == s.EpochCaptured })
+		if s := b.status(); s.Resent != 1 || s.Mode != "protected" {
+			t.Errorf("%+v", s)
+		}
+		b.until("the same again", func() bool {
+			b.r.mu.Lock()
+			defer b.r.mu.Unlock()
+			return b.r.ram.Page(40)[0] == 0x44
+		})
 		b.close()
 	})
 }

@@ -34,7 +34,7 @@ func (e *Engine) pauseDue() bool {
 	switch {
 	case e.over || e.stay:
 		return false
-	case len(e.inflight) >= e.cfg.InFlight:
+	case e.full():
 		return !e.stalled && e.overfull() // to stand still
 	case e.finish, e.endEpoch, e.stalled:
 		return true
@@ -77,8 +77,8 @@ func (e *Engine) pause(p Pause) (goOn bool) {
 		s.fill.askHints(p)
 		return e.leave()
 	}
-	if s == nil || !s.up || e.over || e.stay || len(e.inflight) >= e.cfg.InFlight || !e.something(s) {
-		full := s != nil && s.up && !e.over && len(e.inflight) >= e.cfg.InFlight
+	if s == nil || !s.up || e.over || e.stay || e.full() || !e.something(s) {
+		full := s != nil && s.up && !e.over && e.full()
 		e.stalled = full && e.overfull()
 		return e.leave()
 	}
@@ -200,7 +200,7 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream) {
 	}
 	close(e.sealed)
 	e.sealed = make(chan struct{})
-	e.endEpoch, e.stalled, e.pressed = false, false, false
+	e.endEpoch, e.stalled, e.pressed, e.extra = false, false, false, 0
 	e.lastEnd = ep.captured
 	if complete && s.fill != nil {
 		e.image = image{party: s.party, whole: number}

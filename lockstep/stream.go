@@ -51,6 +51,7 @@ type stream struct {
 	why       string // it failed
 
 	wants   []want     // pages to ask for
+	forget  []uint32   // pages that the encoder is to send whole
 	sending sync.Mutex // held from taking something to send until it is sent; before the Engine's
 
 	wake   chan struct{} // capacity 1: the sender has something to do
@@ -407,6 +408,8 @@ func (e *Engine) receive(s *stream, reader *checkpoint.Reader) error {
 			}
 		case *checkpoint.PageCopy:
 			e.copied(s, m)
+		case *checkpoint.PagesLost:
+			err = e.sendAgain(s, m)
 		case *checkpoint.Goodbye:
 			err = fmt.Errorf("the replica says goodbye: %s", m.Reason)
 		default:
@@ -510,6 +513,12 @@ func (e *Engine) sendSome(s *stream, encoder *checkpoint.Encoder) bool {
 			s.sentUpTo = i.Number
 			break
 		}
+	}
+	if ep != nil {
+		for _, p := range s.forget {
+			encoder.Forget(p)
+		}
+		s.forget = s.forget[:0]
 	}
 	beat := s.beat && ep == nil && len(received) == 0
 	s.beat = false

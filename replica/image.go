@@ -30,12 +30,14 @@ type Image struct {
 	// Received are frames that the primary's network card took after the epoch, oldest first.
 	Received []checkpoint.Frame
 
+	lost                       []uint32 // pages of the memory that are of no use
 	resendBytes, receivedBytes int
 }
 
 // advance makes the image that of s.
 func (i *Image) advance(s *checkpoint.Staged, now time.Duration) {
 	i.Epoch, i.Digest, i.State, i.Arrived = s.Number, s.Digest, s.State, now
+	i.lost = s.Lost
 	for _, f := range s.Frames {
 		i.Resend = append(i.Resend, f)
 		i.resendBytes += len(f.Data)

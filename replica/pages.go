@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/pollux-ha/pollux/checkpoint"
+	"github.com/pollux-ha/pollux/replica/core"
 )
 
 // errUnreadable says that a page of the image can't be read.
@@ -29,6 +30,7 @@ func (x *session) copies(m *checkpoint.PagesWanted) error {
 				answer.Data = data
 			} else {
 				s.log.Error("a page that the primary needs can't be read here either", zap.Uint32("page", p), zap.Error(err))
+				s.LosePage(p)
 			}
 		}
 		s.log.Info("the primary asks for a page that it can't read", zap.Uint32("page", p), zap.Uint64("epoch", uint64(answer.Epoch)), zap.Bool("have", answer.Data != nil))
@@ -53,4 +55,67 @@ func readPage(into []byte, image checkpoint.Base, page uint32) (err error) {
 	}()
 	copy(into, image.Page(int(page)))
 	return nil
+}
+
+// LosePage says that a page of the image is damaged, or does not hold what it should. While a primary is there it
+// is asked to send the page again.
+func (s *Side) LosePage(page uint32) {
+	s.mu.Lock()
+	if s.losing == nil {
+		s.losing = make(map[uint32]bool)
+	}
+	s.losing[page] = true
+	s.mu.Unlock()
+	s.Step(core.PagesLost{})
+}
+
+// stepStaged is Step for an epoch. A page that was lost while it was being read counts.
+func (s *Side) stepStaged(e core.Staged) {
+	s.mu.Lock()
+	e.Lost = e.Lost || len(s.losing) > 0
+	s.step(e)
+	s.mu.Unlock()
+}
+
+// takeLosing returns the pages that were lost since the last call.
+func (s *Side) takeLosing() map[uint32]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.losing
+	s.losing = nil
+	return l
+}
+
+// askAgain has the primary asked for pages that are of no use here, each once on this stream. It is called with
+// every message: while there is a stream they come often.
+func (x *session) askAgain() error {
+	for p := range x.s.takeLosing() {
+		x.reader.Lose(p)
+	}
+	lost := x.reader.Lost()
+	x.s.image.lost = lost // for a stream that goes on where this one ends
+	if len(lost) == 0 {
+		x.askedFor = nil
+		return nil
+	}
+	var m checkpoint.PagesLost
+	for _, p := range lost {
+		if !x.askedFor[p] && len(m.Pages) < checkpoint.MaxPagesPerMessage {
+			m.Pages = append(m.Pages, p)
+		}
+	}
+	if len(m.Pages) == 0 {
+		return nil
+	}
+	asked := make(map[uint32]bool, len(lost))
+	for _, p := range lost { // those that have come may be lost once more
+		asked[p] = x.askedFor[p]
+	}
+	for _, p := range m.Pages {
+		asked[p] = true
+	}
+	x.askedFor = asked
+	x.s.log.Error("pages of the image are of no use: the primary is to send them again", zap.Uint32s("pages", m.Pages))
+	x.s.Step(core.PagesLost{})
+	return x.write(&m)
 }

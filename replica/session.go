@@ -46,8 +46,9 @@ type session struct {
 	decision chan core.Action
 	accepted atomic.Bool // its bytes are signs of life
 	wrote    atomic.Int64
-	owns     bool // may use the image; guarded by Side.mu
-	checked  bool // the machine state can be loaded here
+	owns     bool            // may use the image; guarded by Side.mu
+	askedFor map[uint32]bool // pages that the primary is to send again
+	checked  bool            // the machine state can be loaded here
 
 	closing sync.Once
 	gone    chan struct{} // closed by abort
@@ -151,6 +152,9 @@ func (x *session) run() error {
 			return err
 		}
 		if err := x.take(m); err != nil {
+			return err
+		}
+		if err := x.askAgain(); err != nil {
 			return err
 		}
 	}
@@ -282,6 +286,9 @@ func (x *session) welcome(a core.Welcome) error {
 	}
 	if a.Last != 0 {
 		x.reader.Expect(a.Last, s.image.Digest)
+		for _, p := range s.image.lost {
+			x.reader.Lose(p)
+		}
 	}
 	_ = x.conn.SetDeadline(time.Time{})
 	s.silence.Heard(s.cfg.Clock())
@@ -338,15 +345,19 @@ func (x *session) epoch(e *checkpoint.Staged) error {
 		}
 		return fmt.Errorf("epoch %d: %w", e.Number, err)
 	}
-	s.Step(core.Staged{Conn: x.id, Epoch: e.Number, Term: e.Term, Syncing: syncing, Final: e.Flags&checkpoint.FlagFinal != 0})
+	s.stepStaged(core.Staged{Conn: x.id, Epoch: e.Number, Term: e.Term, Syncing: syncing, Final: e.Flags&checkpoint.FlagFinal != 0, Lost: len(e.Lost) > 0})
 	a, err := x.decided()
-	if _, ok := a.(core.Ack); !ok {
+	_, ack := a.(core.Ack)
+	if _, silent := a.(core.Take); !ack && !silent {
 		s.cfg.Disks.Cancel(r)
 		e.Release()
 		return err // the stream goes on, unless it was closed
 	}
 	// Committed: from here on nothing may keep the epoch out of the image, least of all a broken stream.
-	ackErr := x.write(&checkpoint.Ack{Epoch: e.Number, Digest: e.Digest})
+	var ackErr error
+	if ack {
+		ackErr = x.write(&checkpoint.Ack{Epoch: e.Number, Digest: e.Digest})
+	}
 	e.Apply(s.cfg.RAM)
 	s.image.advance(e, s.cfg.Clock())
 	s.cfg.Disks.Commit(r, e.Term, e.Number, syncing)

@@ -84,8 +84,9 @@ type Side struct {
 	core     *core.Core
 	sessions map[core.Conn]*session
 	conns    core.Conn
-	again    *time.Timer // runs while there is a question to repeat
-	image    *Image      // used by the one session that owns it, or by work
+	again    *time.Timer     // runs while there is a question to repeat
+	losing   map[uint32]bool // pages of it that were lost, and the session does not know yet
+	image    *Image          // used by the one session that owns it, or by work
 	closed   bool
 
 	work    chan func() // what takes its time, in order
@@ -157,6 +158,11 @@ func (s *Side) Asking() (pact.Command, bool) {
 func (s *Side) Step(e core.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.step(e)
+}
+
+// step is Step with s.mu held.
+func (s *Side) step(e core.Event) {
 	if s.closed {
 		return
 	}
@@ -185,7 +191,9 @@ func (s *Side) do(a core.Action) {
 		s.tell(a.Conn, a)
 	case core.Ack:
 		s.tell(a.Conn, a)
-	case core.Keep: // the session waits for the Ack or Drop that follows
+	case core.Take:
+		s.tell(a.Conn, a)
+	case core.Keep: // the session waits for the Ack, Take or Drop that follows
 	case core.Drop:
 		s.tell(a.Conn, a)
 	case core.Close:

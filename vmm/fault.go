@@ -126,11 +126,16 @@ func (v *vcpu) fetchFault() bool {
 
 // reportFault tells of a damaged page, once, and once more when it was optional and then somebody needs it.
 func (m *Machine) reportFault(f MemoryFault) *damagedPage {
-	m.ram.NoteDamage(f.Page)
+	fresh := m.ram.NoteDamage(f.Page)
 	d := &m.damage
 	d.Lock()
 	defer d.Unlock()
 	p := d.pages[f.Page]
+	if fresh && p != nil { // it was replaced meanwhile, by whoever fills the memory of a replica
+		close(p.done)
+		delete(d.pages, f.Page)
+		p = nil
+	}
 	if p != nil && (p.met || f.Optional) {
 		return p
 	}

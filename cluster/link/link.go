@@ -113,7 +113,8 @@ type Status struct {
 	// Confinement says how the process is shut in: "full", "off", or "partial: " and what is missing.
 	Confinement string `json:"confinement,omitempty"`
 
-	Heals uint64 `json:"heals,omitempty"` // damaged pages of guest memory that were replaced with the replica's copy
+	Heals  uint64 `json:"heals,omitempty"`  // damaged pages of guest memory that were replaced with the replica's copy
+	Resent uint64 `json:"resent,omitempty"` // pages that were sent again because the replica's copies were of no use
 
 	// Balloon says what of its memory the guest has; only of a primary whose guest has a driver.
 	Balloon *Balloon `json:"balloon,omitempty"`

@@ -27,6 +27,7 @@ type image struct {
 	acked    pact.Epoch // the newest acknowledged epoch, 0 none
 	complete bool       // that epoch was whole: memory, state and disk
 	final    bool       // that epoch was the last one of a switchover, under the present term
+	lost     bool       // pages of the memory can't be read, and the primary has not sent them again yet
 }
 
 // stream is the one connection from which epochs are taken.
@@ -111,6 +112,8 @@ func (c *Core) Step(e Event) []Action {
 		return c.lost(e)
 	case Silent:
 		return c.silent()
+	case PagesLost:
+		return c.pagesLost()
 	case HeardTerm:
 		return c.hear(e.Term)
 	case Gap:

@@ -14,6 +14,8 @@
 //     assignment) has settled the question; a promotion goes out from the newest acknowledged epoch.
 //   - It asks only where the newest assignment from its own Raft log says protected, names this very
 //     process and carries the term that it believes in, and only with an image at or past the base.
+//   - An image with damaged pages acknowledges nothing, is never asked for and never runs, until the primary has
+//     sent them again. Acknowledged epochs count with the next one that is whole.
 //   - Nothing runs before the assignment that names this process as primary has been applied to its
 //     own Raft log. A process that was frozen in between asks once more (Confirm).
 //   - Streams come from the assignment's primary at the assignment's term, or not at all.

@@ -45,7 +45,11 @@ type (
 		Term    pact.Term // in which the primary captured it
 		Syncing bool      // the image isn't complete with it
 		Final   bool      // the last one of a switchover
+		Lost    bool      // pages of the memory are of no use, and stay so with it
 	}
+
+	// PagesLost: pages of the memory turn out to be of no use. The primary is asked to send them again.
+	PagesLost struct{}
 
 	// Lost: the connection was closed or reset. Alive: it was ended here, or said goodbye; the
 	// primary itself was not seen to fail.
@@ -81,6 +85,7 @@ func (Again) event()     {}
 func (Opened) event()    {}
 func (Prepared) event()  {}
 func (Staged) event()    {}
+func (PagesLost) event() {}
 func (Lost) event()      {}
 func (Silent) event()    {}
 func (HeardTerm) event() {}
@@ -125,7 +130,14 @@ type (
 		Epoch pact.Epoch
 	}
 
-	// Keep holds the staged epoch back, unacknowledged: an Ack or a Drop for it follows. Nothing
+	// Take commits the epoch as Ack does, but does not tell: pages are missing. The acknowledgement of a
+	// later epoch will cover it.
+	Take struct {
+		Conn  Conn
+		Epoch pact.Epoch
+	}
+
+	// Keep holds the staged epoch back, unacknowledged: an Ack, a Take or a Drop for it follows. Nothing
 	// more is read from the connection meanwhile.
 	Keep struct {
 		Conn  Conn
@@ -193,6 +205,7 @@ func (Welcome) action()     {}
 func (Refuse) action()      {}
 func (Close) action()       {}
 func (Ack) action()         {}
+func (Take) action()        {}
 func (Keep) action()        {}
 func (Drop) action()        {}
 func (Propose) action()     {}

@@ -86,6 +86,8 @@ func (c *Core) appliedPrimary() []Action {
 		return c.end(EndDiscarded, fmt.Sprintf("term %d starts the guest from its disks, this process holds an image", c.a.Term))
 	case !c.img.complete:
 		return c.end(EndDiscarded, fmt.Sprintf("term %d gives it the guest, its image is incomplete", c.a.Term))
+	case c.img.lost:
+		return c.end(EndFailed, fmt.Sprintf("term %d gives it the guest: %s", c.a.Term, lostPages))
 	case c.img.acked < c.a.Base:
 		return c.end(EndFailed, fmt.Sprintf("term %d gives it the guest as of epoch %d, its image is at %d", c.a.Term, c.a.Base, c.img.acked))
 	}

@@ -34,14 +34,15 @@ func TestRandomSchedules(t *testing.T) {
 		sum.switchovers += got.switchovers
 		sum.solos += got.solos
 		sum.refusals += got.refusals
+		sum.takes += got.takes
 	}
 	t.Logf("%d schedules: %+v", *runs, sum)
-	if sum.protects == 0 || sum.takeovers == 0 || sum.switchovers == 0 || sum.solos == 0 || sum.refusals == 0 {
+	if sum.protects == 0 || sum.takeovers == 0 || sum.switchovers == 0 || sum.solos == 0 || sum.refusals == 0 || sum.takes == 0 {
 		t.Errorf("the schedules do not reach everything: %+v", sum)
 	}
 }
 
-type tally struct{ protects, takeovers, switchovers, solos, refusals int }
+type tally struct{ protects, takeovers, switchovers, solos, refusals, takes int }
 
 // world is a primary A (a model), the core under test as B, and Raft between them.
 type world struct {
@@ -78,6 +79,9 @@ type world struct {
 	// B.
 	b       *Core
 	kept    bool
+	lost    bool // pages of B's memory are damaged
+	without bool // even with the epoch that came last
+	image   bool // there is something in B's memory
 	asked   bool // a Promote of B is not settled
 	bActive pact.Term
 	bFrom   pact.Epoch
@@ -310,6 +314,11 @@ func (w *world) deliverB() error {
 	}
 	e := w.toB[0]
 	w.toB = w.toB[1:]
+	if s, ok := e.(Staged); ok {
+		// A damaged page comes again with one of the next epochs, or another is found damaged.
+		s.Lost = w.lost && w.r.IntN(3) > 0
+		return w.give(s)
+	}
 	return w.give(e)
 }
 
@@ -344,7 +353,9 @@ func (w *world) breakConn(why string) {
 }
 
 func (w *world) trouble() error {
-	switch w.r.IntN(8) {
+	switch w.r.IntN(9) {
+	case 8:
+		return w.give(PagesLost{})
 	case 0, 1:
 		w.breakConn("reset")
 	case 2:
@@ -381,12 +392,18 @@ func (w *world) give(e Event) error {
 		}
 	case Lost:
 		w.kept = false
+	case PagesLost:
+		w.lost = w.image
+		w.without = true
+	case Staged:
+		w.without = e.Lost
 	}
 	acts := w.b.Step(e)
 	w.log("B %T%+v -> %v %+v", e, e, w.b.State(), acts)
 	for _, x := range acts {
 		switch x := x.(type) {
 		case Prepare:
+			w.image, w.lost = true, false // all of it is going to be overwritten
 			if err := w.give(Prepared{Conn: x.Conn}); err != nil {
 				return err
 			}
@@ -402,8 +419,18 @@ func (w *world) give(e Event) error {
 			if x.Conn == w.a.conn {
 				w.breakConn("closed by B")
 			}
+		case Take:
+			w.kept = false
+			if w.asked || w.bActive != 0 {
+				return fmt.Errorf("epoch %d taken beside a promotion", x.Epoch)
+			}
+			w.takes++
 		case Ack:
 			w.kept = false
+			if w.without {
+				return fmt.Errorf("epoch %d acknowledged with pages missing", x.Epoch)
+			}
+			w.lost = false
 			if w.asked {
 				return fmt.Errorf("epoch %d acknowledged while a promotion is not settled", x.Epoch)
 			}
@@ -420,11 +447,17 @@ func (w *world) give(e Event) error {
 		case Propose:
 			if x.Command.Kind == pact.Promote {
 				w.asked = true
+				if w.lost {
+					return fmt.Errorf("asks to promote with pages missing")
+				}
 			}
 			w.proposals = append(w.proposals, x.Command)
 		case Activate:
 			if w.bActive != 0 {
 				return fmt.Errorf("activated twice")
+			}
+			if w.lost {
+				return fmt.Errorf("activated with pages missing")
 			}
 			w.bActive, w.bFrom = x.Assignment.Term, x.From
 			if !w.appliedPrimaryB(x.Assignment) {

@@ -138,7 +138,9 @@ func parseEvent(f []string) (Event, error) {
 	case "prepared":
 		return Prepared{Conn: conn, Err: args["err"]}, nil
 	case "staged":
-		return Staged{Conn: conn, Epoch: pact.Epoch(num("epoch")), Term: pact.Term(num("term")), Syncing: has("syncing"), Final: has("final")}, nil
+		return Staged{Conn: conn, Epoch: pact.Epoch(num("epoch")), Term: pact.Term(num("term")), Syncing: has("syncing"), Final: has("final"), Lost: has("lost")}, nil
+	case "pages-lost":
+		return PagesLost{}, nil
 	case "lost":
 		return Lost{Conn: conn, Why: args["why"], Alive: has("alive")}, nil
 	case "silent":

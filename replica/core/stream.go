@@ -121,8 +121,32 @@ func (c *Core) staged(e Staged) []Action {
 func (c *Core) commit(e Staged) []Action {
 	// A final epoch that a resumed stream brings from an older term is none any more.
 	c.img.acked, c.img.complete, c.img.final = e.Epoch, !e.Syncing, e.Final && e.Term == c.a.Term
+	c.img.lost = e.Lost
+	if e.Lost {
+		return []Action{Take{Conn: e.Conn, Epoch: e.Epoch}}
+	}
 	return []Action{Ack{Conn: e.Conn, Epoch: e.Epoch}}
 }
+
+// pagesLost notes that the image can't be run from for now.
+func (c *Core) pagesLost() []Action {
+	if !c.img.touched || c.state == Primary || c.img.lost {
+		return nil
+	}
+	c.img.lost = true
+	if c.kept != nil {
+		c.kept.Lost = true
+	}
+	switch {
+	case c.state == Promoting:
+		return c.end(EndDiscarded, lostPages) // it asks no more, and does not run where it was heard
+	case c.state == Activating && !c.begun:
+		return c.end(EndFailed, lostPages)
+	}
+	return nil
+}
+
+const lostPages = "pages of its memory are damaged, and the primary is not there to send them again"
 
 // release acknowledges what was kept, now that the question is settled and the stream lives.
 func (c *Core) release() []Action {
@@ -179,6 +203,9 @@ func (c *Core) silent() []Action {
 
 // promote asks Raft for the guest. From here on nothing is acknowledged.
 func (c *Core) promote(why string) []Action {
+	if c.img.lost {
+		return c.end(EndDiscarded, why+"; "+lostPages)
+	}
 	if no := c.entitled(); no != "" {
 		return []Action{Note{Kind: "promotion-not-asked", Text: why + "; " + no}, AskLater{}}
 	}

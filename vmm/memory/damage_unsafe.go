@@ -22,14 +22,17 @@ func (r *RAM) Contains(gpa, n uint64) bool {
 // kills. It is set before the RAM is used.
 func (r *RAM) OnDamage(fn func(page int) error) { r.mend = fn }
 
-// NoteDamage says that a page can't be read, until Mend or a discard puts another in its place.
-func (r *RAM) NoteDamage(page int) {
+// NoteDamage says that a page can't be read, until Mend, Replace or a discard puts another in its place, and
+// reports whether that is new.
+func (r *RAM) NoteDamage(page int) bool {
 	r.healing.Lock()
 	defer r.healing.Unlock()
 	if r.damaged == nil {
 		r.damaged = make(map[int]bool)
 	}
+	known := r.damaged[page]
 	r.damaged[page] = true
+	return !known
 }
 
 // Mend is Replace for a page that was noted as damaged. Where it is none any more, because it has been

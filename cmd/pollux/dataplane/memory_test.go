@@ -171,3 +171,38 @@ func TestDamageWithoutReplica(t *testing.T) {
 	}
 	a.awaitLogged(t, `"fault"`, `"memory"`)
 }
+
+// TestReplicaLosesAPage: the replica's copy of a page is damaged. It comes again from the primary, and a takeover
+// finds it.
+func TestReplicaLosesAPage(t *testing.T) {
+	r, a, b, _ := pairUp(t)
+	r.until("marked", func(x pact.Assignment) bool { return x.CurrentDisk.Host == x.Primary.Host })
+	for i, page := range codePages(t)[:4] {
+		want := bytes.Clone(a.p.machine.RAM().Page(page))
+		if err := b.p.machine.InjectDamage(page, false); errors.Is(err, memory.ErrNoPoison) {
+			t.Skipf("needs userfaultfd: %v", err)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		r.until("the page is sent again", func(pact.Assignment) bool { return a.status.Resent == uint64(i+1) })
+		if r.ask(a, b) != a {
+			t.Fatal("b answered while a is the primary")
+		}
+		got := make([]byte, memory.PageSize)
+		for end := time.Now().Add(bound); b.p.machine.RAM().Try(page, got) != nil; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("page %d of the replica is never mended", page)
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("page %d of the replica holds something else than the primary's", page)
+		}
+	}
+	a.awaitLogged(t, `"heal"`, `"replica-memory"`)
+	b.awaitLogged(t, `"fault"`, `"memory"`)
+	r.kill(a)
+	r.until("b has taken over", func(x pact.Assignment) bool { return x.Primary == partyB && x.Mode == pact.Solo })
+	if r.ask(b) != b {
+		t.Fatal("somebody else answered")
+	}
+}
