@@ -190,11 +190,13 @@ func (f *fencer) shoot(ctx context.Context, host string, device fenceDevice, why
 		}
 	}
 	tell(fenceShooting, why)
-	off, err := true, error(nil)
+	var off bool
+	var err error
 	if device.reboot {
 		off, err = device.Cycle(ctx)
-	} else if err = device.Cut(ctx); err != nil {
-		off = false
+	} else {
+		err = device.Cut(ctx)
+		off = err == nil
 	}
 	switch {
 	case !off:
