@@ -111,19 +111,16 @@ func TestALostHostIsPoweredOff(t *testing.T) {
 	})
 	a.start() // somebody has switched it on
 	b.sees("protected by a", protectedBy("b", "a"))
-	events, err := b.client.Events(ctx, 1000, "g")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stages := ""
-	for _, e := range events {
-		if e.Kind == "fence" {
-			stages += " " + e.Detail["stage"].(string)
+	b.eventually("one fencing, in the event log", func() bool {
+		events, err := b.client.Events(ctx, 1000, "g")
+		stages := ""
+		for _, e := range events {
+			if e.Kind == "fence" {
+				stages += " " + e.Detail["stage"].(string)
+			}
 		}
-	}
-	if want := "waiting fencing off"; !strings.HasSuffix(stages, want) || strings.Count(stages, "fencing") != 1 {
-		t.Errorf("the event log has%s, expected it to end in %s", stages, want)
-	}
+		return err == nil && strings.HasSuffix(stages, "waiting fencing off") && strings.Count(stages, "fencing") == 1
+	})
 }
 
 // The operator's word that a host is off does not count against a fence agent that says that it is on.
