@@ -49,6 +49,8 @@ func (s *Server) endpoints() []endpoint {
 		{pattern: "GET /api/v1/fence", allow: everyUser, answer: s.fencing},
 		{pattern: "POST /api/v1/fence/test", allow: admins, answer: s.testFence},
 		{pattern: "GET /api/v1/events", allow: readers, answer: s.events},
+		{pattern: "GET /api/v1/certificates", allow: everyUser, answer: s.certificates},
+		{pattern: "POST /api/v1/certificates/renew", allow: admins, answer: s.renew},
 		{pattern: "GET /api/v1/users", allow: overseers, answer: s.users},
 		{pattern: "POST /api/v1/users", allow: admins, answer: s.addUser},
 		{pattern: "DELETE /api/v1/users/{name}", allow: admins, answer: s.removeUser},

@@ -35,6 +35,8 @@ var allowed = map[string]string{
 	"GET /api/v1/fence":                     "viewer auditor operator administrator",
 	"POST /api/v1/fence/test":               "administrator",
 	"GET /api/v1/events":                    "auditor operator administrator",
+	"GET /api/v1/certificates":              "viewer auditor operator administrator",
+	"POST /api/v1/certificates/renew":       "administrator",
 	"GET /api/v1/users":                     "auditor administrator",
 	"POST /api/v1/users":                    "administrator",
 	"DELETE /api/v1/users/{name}":           "administrator",

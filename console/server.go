@@ -397,6 +397,10 @@ func (s *Server) removeMember(r *http.Request) (any, error) {
 	}
 	name := r.PathValue("name")
 	m, err := s.d.CheckRemove(name)
+	if q.Revoke {
+		m, _ = s.d.Node().Member(name)
+		err = s.d.CheckRevoke(name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -406,6 +410,9 @@ func (s *Server) removeMember(r *http.Request) (any, error) {
 	}
 	if q.Confirm != name {
 		return nil, Errorf(CodeNeedsConfirmation, "to remove a member has to be confirmed with its name")
+	}
+	if q.Revoke {
+		return was, s.d.Revoke(r.Context(), name, q.Operator)
 	}
 	return was, s.d.Remove(r.Context(), name, q.Operator)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -160,6 +161,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 		out.Alarms = append(out.Alarms, fmt.Sprintf("%s has only %d MiB left for %s: without room there nothing can be changed, and guests' disks fail", s.d.Name(), free>>20, s.d.Config().StateDir))
 	}
 	out.Alarms = append(out.Alarms, s.fenceAlarms()...)
+	out.Alarms = append(out.Alarms, certificateAlarms(hosts, s.d.Certificate(), time.Now())...)
 	out.Guests = s.list(hosts)
 	for _, g := range out.Guests {
 		switch {

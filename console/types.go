@@ -240,7 +240,9 @@ type Token struct {
 
 // RemoveMemberRequest takes a machine out of the cluster: DELETE /api/v1/members/{name}.
 type RemoveMemberRequest struct {
-	Confirm  string `json:"confirm"` // the member's name, typed again
+	Confirm string `json:"confirm"` // the member's name, typed again
+	// Revoke takes it out whatever it runs, as one that was stolen: to its guests that is the loss of the host.
+	Revoke   bool   `json:"revoke,omitempty"`
 	Operator string `json:"operator,omitempty"`
 	DryRun   bool   `json:"dry_run,omitempty"`
 }

@@ -2,7 +2,9 @@ package consensus
 
 import (
 	"bytes"
+	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,6 +49,49 @@ func TestRoster(t *testing.T) {
 	bad.RaftID = "witness:b:1"
 	if refused := r.enter(bad); refused == "" {
 		t.Error("a host registered as a witness")
+	}
+}
+
+// A renewal keeps the old certificate good until the member leaves, joins anew or fears for its key; who comes with an
+// old one can't make it the member's again.
+func TestRosterOfRenewals(t *testing.T) {
+	renewed := func(serial, replaces string) Member {
+		m := member("a", "1", serial)
+		m.Replaces = replaces
+		return m
+	}
+	r := newRoster()
+	enter := func(m Member, want bool) {
+		t.Helper()
+		if why := r.enter(m); (why == "") != want {
+			t.Errorf("%s: %q", m.Serial, why)
+		}
+	}
+	has := func(serials ...string) {
+		t.Helper()
+		if !slices.Equal(r.Revoked, serials) {
+			t.Errorf("revoked %v, want %v", r.Revoked, serials)
+		}
+	}
+	enter(renewed("s1", ""), true)
+	enter(renewed("s2", "s1"), true)
+	enter(renewed("s2", "s1"), true)
+	has()
+	enter(renewed("s1", ""), false)
+	enter(renewed("s1", "s2"), false)
+	if r.Members["a"].Serial != "s2" {
+		t.Errorf("%+v", r.Members["a"])
+	}
+	enter(renewed("s3", "s2"), true)
+	enter(renewed("s4", ""), true)
+	has("s3", "s1", "s2")
+	enter(renewed("s3", "s4"), false)
+	for i := range replacedMax + 2 {
+		enter(renewed(fmt.Sprint("s", 5+i), fmt.Sprint("s", 4+i)), true)
+	}
+	has("s3", "s1", "s2", "s4", "s5")
+	if why := r.leave("a"); why != "" || len(r.Replaced) != 0 || len(r.Revoked) != 3+replacedMax+3 {
+		t.Errorf("%q %+v", why, r)
 	}
 }
 

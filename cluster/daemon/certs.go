@@ -53,11 +53,11 @@ func (d *Daemon) issue(ctx context.Context, who pki.Peer, csr []byte) ([]byte, e
 
 // RenewCertificate gives this machine a new key and certificate, without a restart. revokeOld takes the old one back:
 // connections that were made with it end, and are made anew.
-func (d *Daemon) RenewCertificate(ctx context.Context, revokeOld bool, operator string) (Certificate, error) {
+func (d *Daemon) RenewCertificate(ctx context.Context, revokeOld bool, operator string) error {
 	if err := d.operate(ctx, operator, "", "renew the certificate", map[string]any{"serial": d.id.Serial(), "revoke_old": revokeOld}); err != nil {
-		return Certificate{}, err
+		return err
 	}
-	return d.Certificate(), d.renewCertificate(ctx, revokeOld)
+	return d.renewCertificate(ctx, revokeOld)
 }
 
 func (d *Daemon) renewCertificate(ctx context.Context, revokeOld bool) error {

@@ -8,10 +8,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 )
 
 // Names of the protocols on the cluster's TCP port and on checkpoint streams.
@@ -34,7 +34,7 @@ type Identity struct {
 
 	mu      sync.Mutex
 	now     *tls.Certificate
-	stamp   time.Time
+	file    fs.FileInfo // host.crt, as it was loaded
 	revoked revocations
 }
 
@@ -68,14 +68,20 @@ func (id *Identity) reload() error {
 	}
 	// The CA goes along so that a joiner can pin it.
 	cert.Certificate = append(cert.Certificate, id.ca.Raw)
-	id.now, id.stamp = &cert, info.ModTime()
+	id.now, id.file = &cert, info
 	return nil
+}
+
+// changed says whether a file was replaced or written. Files are replaced here, so that the file itself is another
+// one even where clocks are too coarse to tell.
+func changed(now, then fs.FileInfo) bool {
+	return !os.SameFile(now, then) || !now.ModTime().Equal(then.ModTime()) || now.Size() != then.Size()
 }
 
 func (id *Identity) certificate() *tls.Certificate {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if info, err := os.Stat(filepath.Join(id.dir, hostCertFile)); err == nil && !info.ModTime().Equal(id.stamp) {
+	if info, err := os.Stat(filepath.Join(id.dir, hostCertFile)); err == nil && changed(info, id.file) {
 		// A key and a certificate are two files; where they don't match yet, the old pair serves on.
 		_ = id.reload()
 	}

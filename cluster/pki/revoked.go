@@ -49,7 +49,7 @@ func (id *Identity) refuses(serial string) bool {
 	path := filepath.Join(id.dir, revokedFile)
 	r := &id.revoked
 	info, err := os.Stat(path)
-	if err == nil && (r.seen == nil || !os.SameFile(info, r.seen) || !info.ModTime().Equal(r.seen.ModTime()) || info.Size() != r.seen.Size()) {
+	if err == nil && (r.seen == nil || changed(info, r.seen)) {
 		if b, err := os.ReadFile(path); err == nil {
 			r.seen, r.serials = info, map[string]bool{}
 			for line := range strings.Lines(string(b)) {

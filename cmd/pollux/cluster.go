@@ -192,33 +192,46 @@ func (p *program) memberCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	cmd.AddCommand(
+		p.outCommand("remove", "Take a machine out of the cluster for good", `Take a machine out of the cluster for good. A voter that has lost its log must be removed, and then
+joins as a new one.`, "This takes the machine out of the cluster for good"),
+		p.outCommand("revoke", "Cut a machine off at once, as one that was stolen", `Take a machine out of the cluster and all its certificates back, at once and whatever it runs: as for one that
+was stolen, or that somebody has broken into. Members refuse it from when they hear of it, and end the connections
+that it has. To the guests that it runs or mirrors that is the loss of the host: protected ones are taken over. One
+that runs there alone goes on there, out of reach, until the machine is switched off. Afterwards it can join only
+anew, with a token.`, "This cuts the machine off at once, as if it had failed"),
+		p.memberResetCommand(),
+	)
+	return cmd
+}
+
+// outCommand takes a machine out, one way or the other.
+func (p *program) outCommand(use, short, long, danger string) *cobra.Command {
 	var yes, dryRun bool
-	remove := &cobra.Command{
-		Use:   "remove NAME",
-		Short: "Take a machine out of the cluster for good",
-		Long: `Take a machine out of the cluster for good. A voter that has lost its log must be removed, and then
-joins as a new one.`,
-		Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{
+		Use:   use + " NAME",
+		Short: short,
+		Long:  long,
+		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			typed, err := confirm(cmd, yes || dryRun, "machine", args[0], "This takes the machine out of the cluster for good")
+			typed, err := confirm(cmd, yes || dryRun, "machine", args[0], danger)
 			if err != nil {
 				return err
 			}
 			ctx, cancel := ask(cmd)
 			defer cancel()
-			m, err := p.client().RemoveMember(ctx, args[0], console.RemoveMemberRequest{Confirm: typed, Operator: operator(), DryRun: dryRun})
+			m, err := p.client().RemoveMember(ctx, args[0], console.RemoveMemberRequest{Confirm: typed, Revoke: use == "revoke", Operator: operator(), DryRun: dryRun})
 			if err != nil {
 				return err
 			}
 			return p.write(cmd.OutOrStdout(), m, func(w io.Writer) {
-				fmt.Fprintf(w, "%s%s %s is removed\n", map[bool]string{true: "would be done: "}[dryRun], m.Role, m.Name)
+				fmt.Fprintf(w, "%s%s %s is %sd\n", map[bool]string{true: "would be done: "}[dryRun], m.Role, m.Name, use)
 			})
 		},
 	}
-	remove.Flags().BoolVar(&yes, "yes", false, "confirm without being asked")
-	remove.Flags().BoolVar(&dryRun, "dry-run", false, "check and tell what would be done, and do nothing")
-	cmd.AddCommand(p.withOutput(remove), p.memberResetCommand())
-	return cmd
+	cmd.Flags().BoolVar(&yes, "yes", false, "confirm without being asked")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check and tell what would be done, and do nothing")
+	return p.withOutput(cmd)
 }
 
 func (p *program) hostCommand() *cobra.Command {

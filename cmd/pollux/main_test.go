@@ -123,6 +123,10 @@ func serveDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 			answer(w, guest)
 		case r.URL.Path == "/api/v1/users":
 			answer(w, console.NewUser{User: console.User{Name: "jane", Role: "operator"}, Token: "secret-token"})
+		case r.URL.Path == "/api/v1/certificates/renew":
+			answer(w, console.MemberCertificate{Name: "a", CertificateTimes: console.CertificateTimes{Serial: "47", NotAfter: time.Date(2035, 1, 2, 3, 4, 5, 0, time.UTC)}})
+		case strings.HasPrefix(r.URL.Path, "/api/v1/members/"):
+			answer(w, console.Member{Name: "b", Role: "host"})
 		case r.URL.Path == "/api/v1/users/jane":
 			answer(w, console.User{Name: "jane", Role: "operator"})
 		case r.URL.Path == "/api/v1/tokens":
@@ -144,7 +148,15 @@ func serveDaemon(ts *testscript.TestScript, _ bool, _ []string) {
 		answer(w, []console.User{{Name: "jane", Role: "operator", Created: time.Unix(0, 0)}, {Name: "vera", Role: "viewer", Created: time.Unix(0, 0)}})
 	})
 	mux.HandleFunc("POST /api/v1/users", note)
+	mux.HandleFunc("GET /api/v1/certificates", func(w http.ResponseWriter, _ *http.Request) {
+		until := time.Date(2035, 1, 2, 3, 4, 5, 0, time.UTC)
+		answer(w, console.Certificates{CA: console.CertificateTimes{Serial: "1", NotAfter: until.AddDate(20, 0, 0)}, Members: []console.MemberCertificate{
+			{Name: "a", CertificateTimes: console.CertificateTimes{Serial: "46", NotAfter: until}, Issuer: true},
+		}})
+	})
+	mux.HandleFunc("POST /api/v1/certificates/renew", note)
 	mux.HandleFunc("DELETE /api/v1/users/{user}", note)
+	mux.HandleFunc("DELETE /api/v1/members/{member}", note)
 	mux.HandleFunc("POST /api/v1/guests/{name}/{verb}", note)
 	mux.HandleFunc("DELETE /api/v1/guests/{name}", note)
 	server := &http.Server{Handler: mux}

@@ -102,7 +102,7 @@ Results go to standard output, errors to standard error.
 		}
 	}
 	add("guests", p.guestCommand(), p.statusCommand(), p.eventsCommand())
-	add("cluster", p.initCommand(), p.joinCommand(), p.tokenCommand(), p.memberCommand(), p.fenceCommand(), p.userCommand(), p.cpuCommand(), p.hostCommand(), p.witnessCommand())
+	add("cluster", p.initCommand(), p.joinCommand(), p.tokenCommand(), p.memberCommand(), p.fenceCommand(), p.userCommand(), p.certCommand(), p.cpuCommand(), p.hostCommand(), p.witnessCommand())
 	root.AddCommand(p.versionCommand())
 	p.addRooms(root, add)
 	return root
