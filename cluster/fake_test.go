@@ -192,8 +192,12 @@ func (f *fake) act() {
 	if f.a.CurrentDisk.Host != self.Host || f.a.CurrentDisk.Term < f.a.Tenure {
 		for _, d := range f.cfg.Disks {
 			mark := fmt.Sprintf(`{"format":1,"guest":%q,"state":"current","term":%d,"epoch":1}`, f.cfg.Guest, f.a.Term)
-			_ = os.WriteFile(d, make([]byte, 4096), 0o600)
-			_ = os.WriteFile(d+".mark", []byte(mark), 0o600)
+			// At once or not at all: tests kill it at any time.
+			for path, b := range map[string][]byte{d: make([]byte, 4096), d + ".mark": []byte(mark)} {
+				if os.WriteFile(path+".new", b, 0o600) == nil {
+					_ = os.Rename(path+".new", path)
+				}
+			}
 		}
 		f.propose(pact.Command{Kind: pact.Mark})
 		return
