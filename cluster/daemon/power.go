@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -251,8 +250,10 @@ func (d *Daemon) wordOnPower(ctx context.Context, host string) (string, error) {
 	}
 	info, err := d.TestFence(ctx, host, false, false, "")
 	switch {
-	case err != nil || info.Error != "":
-		return word + "; the fence agent could not confirm it: " + errors.Join(err, errors.New(info.Error)).Error(), nil
+	case err != nil:
+		return "", err
+	case info.Error != "":
+		return word + "; the fence agent could not confirm it: " + info.Error, nil
 	case info.Power != string(agent.PowerOff):
 		return "", fmt.Errorf("%w: the fence agent says that %s is on; power it off first: pollux fence test %s --off", ErrRefused, host, host)
 	}
