@@ -152,7 +152,8 @@ type scribeConn interface {
 
 // scribe is the process's end.
 type scribe struct {
-	socket scribeConn
+	socket  scribeConn
+	sending sync.Mutex
 
 	mu      sync.Mutex
 	next    uint64
@@ -267,14 +268,27 @@ func (s *scribe) Append(ctx context.Context, e audit.Event) error {
 	}
 }
 
-func (s *scribe) send(ctx context.Context, e audit.Event, answer chan error) (uint64, error) {
+func (s *scribe) send(ctx context.Context, e audit.Event, answer chan error) (id uint64, err error) {
+	// Not with mu held: the scribe may be waiting for its answers to be taken, before it reads on.
+	s.sending.Lock()
+	defer s.sending.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.gone != nil {
-		return 0, s.gone
+	if err := s.gone; err != nil {
+		s.mu.Unlock()
+		return 0, err
 	}
 	s.next++
-	b, err := json.Marshal(scribeOrder{ID: s.next, Event: e})
+	id = s.next
+	s.waiting[id] = answer
+	s.mu.Unlock()
+	defer func() {
+		if err != nil {
+			s.mu.Lock()
+			delete(s.waiting, id)
+			s.mu.Unlock()
+		}
+	}()
+	b, err := json.Marshal(scribeOrder{ID: id, Event: e})
 	if err != nil {
 		return 0, fmt.Errorf("encode the event: %w", err)
 	}
@@ -283,19 +297,16 @@ func (s *scribe) send(ctx context.Context, e audit.Event, answer chan error) (ui
 	}
 	// A scribe whose disk hangs reads no more after a while, and nobody may wait longer than he wants to.
 	deadline, _ := ctx.Deadline()
-	err = s.socket.SetWriteDeadline(deadline)
-	n := 0
-	if err == nil {
-		n, err = s.socket.Write(append(b, '\n'))
+	if err := s.socket.SetWriteDeadline(deadline); err != nil {
+		return 0, fmt.Errorf("%w: %w", errScribe, err)
 	}
-	if n > 0 && err != nil {
-		s.gone = fmt.Errorf("%w: half an event was sent to it", errScribe) // what follows would make no sense
-	}
-	if err != nil {
+	if n, err := s.socket.Write(append(b, '\n')); err != nil {
+		if n > 0 {
+			s.end(fmt.Errorf("%w: half an event was sent to it", errScribe)) // what follows would make no sense
+		}
 		return 0, fmt.Errorf("send the event to be written: %w", err)
 	}
-	s.waiting[s.next] = answer
-	return s.next, nil
+	return id, nil
 }
 
 // Close ends the conversation; what was appended is durable already.
