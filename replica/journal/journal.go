@@ -84,16 +84,17 @@ type Journal struct {
 	generation uint64
 	slot       uint64 // number of the newest header slot
 	next       uint64 // number of the next record
+	done       uint64 // newest record known to be on the disks
 	buf        []byte
 
-	mu   sync.Mutex
-	cond *sync.Cond
-	plan plan
-	busy [segments]bool   // holds records that are not known to be on the disks, or is reserved
-	last [segments]uint64 // newest record in it
-	open [segments]int    // reserved and not yet appended or cancelled
-	done uint64           // newest record known to be on the disks
-	err  error
+	mu      sync.Mutex
+	cond    *sync.Cond
+	plan    plan
+	busy    [segments]bool   // holds records that are not known to be on the disks, or is reserved
+	last    [segments]uint64 // newest record in it
+	open    [segments]int    // reserved and not yet appended or cancelled
+	err     error
+	voiding bool // a Reset is under way
 }
 
 // Open opens the journal in f, which has size bytes, and hands every whole epoch that may not be on
@@ -120,16 +121,22 @@ func Open(f File, size int64, replay func(Epoch) error) (*Journal, error) {
 // Reset makes all records void, durably. The disks hold what is needed of them.
 func (j *Journal) Reset() error {
 	j.mu.Lock()
+	j.voiding = true
+	j.mu.Unlock()
+	// Not under the lock: where the disk does not answer, Reserve must still be able to fail.
+	err := j.writeHeader(j.generation+1, j.next-1, j.want)
+	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.voiding = false
+	j.cond.Broadcast()
+	if err != nil {
+		return err
+	}
 	j.generation++
 	j.done = j.next - 1
 	j.segSize = j.want
-	if err := j.writeHeader(); err != nil {
-		return err
-	}
 	j.plan = plan{}
 	j.busy, j.last, j.open = [segments]bool{}, [segments]uint64{}, [segments]int{}
-	j.cond.Broadcast()
 	return nil
 }
 
@@ -155,6 +162,9 @@ func (j *Journal) Reserve(size int64) (Slot, error) {
 		return Slot{}, fmt.Errorf("%w: %d bytes of at most %d (set journal_bytes higher)", ErrTooLarge, size, j.segSize-block)
 	}
 	p := j.plan
+	if j.voiding {
+		return Slot{}, ErrFull
+	}
 	if p.off+size > j.segSize {
 		p = plan{seg: (p.seg + 1) % segments}
 		if j.busy[p.seg] {
@@ -192,7 +202,7 @@ func (j *Journal) Cancel(s Slot) {
 func (j *Journal) WaitFree(size int64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for j.err == nil && j.plan.off+size > j.segSize && j.busy[(j.plan.seg+1)%segments] {
+	for j.err == nil && (j.voiding || j.plan.off+size > j.segSize && j.busy[(j.plan.seg+1)%segments]) {
 		j.cond.Wait()
 	}
 	return j.err
@@ -246,27 +256,47 @@ func (j *Journal) Sync() error {
 // newer, and into which nothing goes any more, become free.
 func (j *Journal) Done(n uint64) error {
 	j.mu.Lock()
-	defer j.mu.Unlock()
-	free := -1
-	for i := range j.busy {
-		if i != j.plan.seg && j.busy[i] && j.open[i] == 0 && j.last[i] <= n {
-			free = i
-		}
+	free := j.frees(n)
+	var last uint64
+	if free >= 0 {
+		last = j.last[free]
 	}
+	j.mu.Unlock()
 	if free < 0 {
 		return nil
 	}
 	// All that precede the other segment's first record are on the disks. The header must say so
 	// before the segment is overwritten: a replay that found the gap would cut what follows.
-	if j.last[free] > j.done {
-		j.done = j.last[free]
-		if err := j.writeHeader(); err != nil {
+	if last > j.done {
+		if err := j.writeHeader(j.generation, last, j.segSize); err != nil {
 			return err
 		}
+		j.done = last
 	}
-	j.busy[free] = false
-	j.cond.Broadcast()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.frees(n) == free { // else a cancelled reservation has led back into it
+		j.busy[free] = false
+		j.cond.Broadcast()
+	}
 	return nil
+}
+
+// Frees says whether Done(n) would make room.
+func (j *Journal) Frees(n uint64) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.frees(n) >= 0
+}
+
+// frees is the segment that Done(n) frees, or -1; j.mu is held.
+func (j *Journal) frees(n uint64) int {
+	for i := range j.busy {
+		if i != j.plan.seg && j.busy[i] && j.open[i] == 0 && j.last[i] <= n {
+			return i
+		}
+	}
+	return -1
 }
 
 func (j *Journal) start(seg int) int64 { return 2*block + int64(seg)*j.segSize }
@@ -326,17 +356,17 @@ func (j *Journal) beginSegment(seg int) error {
 	return nil
 }
 
-// writeHeader writes generation and done into the older slot, durably; j.mu is held.
-func (j *Journal) writeHeader() error {
+// writeHeader writes these into the older slot, durably.
+func (j *Journal) writeHeader(generation, done uint64, segSize int64) error {
 	j.slot++
 	var b [block]byte
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], headerMagic)
 	le.PutUint32(b[4:], format)
 	le.PutUint64(b[8:], j.slot)
-	le.PutUint64(b[16:], j.generation)
-	le.PutUint64(b[24:], j.done)
-	le.PutUint64(b[32:], uint64(j.segSize))
+	le.PutUint64(b[16:], generation)
+	le.PutUint64(b[24:], done)
+	le.PutUint64(b[32:], uint64(segSize))
 	le.PutUint32(b[40:], crc32.Checksum(b[:40], castagnoli))
 	if _, err := j.f.WriteAt(b[:], int64(j.slot%2)*block); err != nil {
 		return fmt.Errorf("write the disk journal's header: %w", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-ha/pollux/checkpoint"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/replica/journal"
+	"github.com/pollux-ha/pollux/vmm/blockfile"
 )
 
 // op is one thing that was done to one of the files of a recorded run.
@@ -61,6 +62,18 @@ func (f *tapeFile) Zero(off, n int64, _ bool) error {
 	}
 	_, err := f.WriteAt(make([]byte, n), off)
 	return err
+}
+
+// NextData knows holes of 1,024 bytes.
+func (f *tapeFile) NextData(off int64) int64 {
+	for off < int64(len(f.data)) {
+		end := min(off&^1023+1024, int64(len(f.data)))
+		if !blockfile.IsZero(f.data[off:end]) {
+			break
+		}
+		off = end
+	}
+	return off
 }
 
 func (f *tapeFile) Sync() error {

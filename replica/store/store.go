@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +17,6 @@ import (
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/replica/journal"
 	"github.com/pollux-ha/pollux/replica/mark"
-	"github.com/pollux-ha/pollux/vmm/blockfile"
 )
 
 // syncBytes is after how many bytes applied to the disks they are made durable: what a promotion may
@@ -38,6 +38,7 @@ type Config struct {
 	Disks        []DiskConfig
 	Journal      string // path; not used where there are no writable disks
 	JournalBytes int64
+	HangLimit    time.Duration // how long one operation of the worker may take; 0: DefaultHangLimit
 }
 
 // DiskConfig is one disk.
@@ -54,6 +55,7 @@ type file interface {
 	Sync() error
 	Size() int64
 	Zero(offset, n int64, unmap bool) error
+	NextData(offset int64) int64
 }
 
 // Store is a guest's disks on this host.
@@ -72,6 +74,7 @@ type Store struct {
 // Open opens and locks all disks and replays the journal. ctx bounds the wait for a predecessor.
 func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	s := &Store{guest: cfg.Guest}
+	p := &pulse{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.closeFiles())
@@ -85,7 +88,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 			return nil, err
 		}
 		s.disks = append(s.disks, disk)
-		files = append(files, disk)
+		files = append(files, watchedFile{disk, p})
 		m, err := s.readMark(disk)
 		if err != nil {
 			return nil, err
@@ -95,12 +98,17 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	}
 	var j *journal.Journal
 	if writable {
-		if j, err = s.openJournal(cfg, files); err != nil {
+		if j, err = s.openJournal(cfg, files, p); err != nil {
 			return nil, err
 		}
 	}
 	s.w = newWorker(files, j, s.settled)
+	limit := cfg.HangLimit
+	if limit == 0 {
+		limit = DefaultHangLimit
+	}
 	go s.w.run()
+	go s.w.watch(p, limit)
 	return s, nil
 }
 
@@ -122,7 +130,7 @@ func (s *Store) readMark(d *Disk) (mark.Mark, error) {
 	return m, nil
 }
 
-func (s *Store) openJournal(cfg Config, files []file) (*journal.Journal, error) {
+func (s *Store) openJournal(cfg Config, files []file, p *pulse) (*journal.Journal, error) {
 	size := max(cfg.JournalBytes, journal.MinBytes)
 	f, err := os.OpenFile(cfg.Journal, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -141,7 +149,7 @@ func (s *Store) openJournal(cfg Config, files []file) (*journal.Journal, error) 
 	}
 	// The journal belongs to a disk that is whole. On one that is being overwritten it means nothing.
 	keep := mark.Worst(s.marks).State != mark.Inconsistent
-	return recoverJournal(f, size, files, keep)
+	return recoverJournal(watchedJournal{f, p}, size, files, keep)
 }
 
 // recoverJournal brings the disks to the newest epoch that the journal holds, and empties it.
@@ -150,7 +158,8 @@ func recoverJournal(f journal.File, size int64, disks []file, keep bool) (*journ
 		if !keep {
 			return nil
 		}
-		return applyWrites(disks, e.Writes)
+		_, err := applyWrites(disks, e.Writes, func() error { return nil })
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -163,33 +172,30 @@ func recoverJournal(f journal.File, size int64, disks []file, keep bool) (*journ
 	return j, j.Reset()
 }
 
-func applyWrites(disks []file, writes []checkpoint.DiskWrite) error {
+// applyWrites brings writes to the disks and returns how many bytes that were. pause is called in the midst of
+// long ones.
+func applyWrites(disks []file, writes []checkpoint.DiskWrite, pause func() error) (int64, error) {
+	var bytes int64
 	for i := range writes {
 		w := &writes[i]
 		if int(w.Disk) >= len(disks) || w.Offset < 0 || w.Len() > disks[w.Disk].Size()-w.Offset {
-			return fmt.Errorf("write of %d bytes at %d of disk %d, which is not there", w.Len(), w.Offset, w.Disk)
+			return bytes, fmt.Errorf("write of %d bytes at %d of disk %d, which is not there", w.Len(), w.Offset, w.Disk)
 		}
 		d := disks[w.Disk]
+		var n int64
 		var err error
 		if w.Zeros > 0 {
-			err = zero(d, w)
+			n, err = zero(d, w, pause)
+			n += zeroCost
 		} else {
 			_, err = d.WriteAt(w.Data, w.Offset)
+			n = int64(len(w.Data))
 		}
-		if err != nil {
-			return fmt.Errorf("write %d bytes at %d of disk %d: %w", w.Len(), w.Offset, w.Disk, err)
+		if bytes += n; err != nil {
+			return bytes, fmt.Errorf("write %d bytes at %d of disk %d: %w", w.Len(), w.Offset, w.Disk, err)
 		}
 	}
-	return nil
-}
-
-// zero does it the way the twin did, or by writing where this host's storage can't.
-func zero(d file, w *checkpoint.DiskWrite) error {
-	err := d.Zero(w.Offset, w.Zeros, w.Unmap)
-	if errors.Is(err, errors.ErrUnsupported) {
-		_, err = blockfile.WriteZeros(d, w.Offset, w.Zeros)
-	}
-	return err
+	return bytes, nil
 }
 
 // Disks are the open disk files, for the machine.
@@ -348,10 +354,17 @@ func (s *Store) Failed() <-chan struct{} { return s.w.failed }
 func (s *Store) Err() error { return s.w.failure() }
 
 // Close lets what is queued reach the disks, makes them durable and gives the locks back. The machine
-// has stopped before.
+// has stopped before. Where a disk hangs the locks stay until the process has ended, and it with the disk's
+// answer: nobody else may write there before.
 func (s *Store) Close() error {
 	s.closing.Do(func() {
 		err := s.w.do(s.w.flush)
+		select {
+		case <-s.w.hung:
+			s.err = err
+			return
+		default:
+		}
 		s.w.stop()
 		s.err = errors.Join(err, s.closeFiles())
 	})

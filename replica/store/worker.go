@@ -21,6 +21,7 @@ type worker struct {
 	kick    chan struct{} // Reserve waits for room
 	done    chan struct{}
 	stopped chan struct{}
+	hung    chan struct{} // closed when the worker is given up
 	durable atomic.Uint64
 	hungry  atomic.Bool // Reserve waits: make room as soon as there is something to free
 
@@ -35,12 +36,17 @@ type worker struct {
 	applied  int64  // bytes since the disks were made durable
 	number   uint64 // newest journal record applied
 	journals bool   // the journal holds records
+	backlog  []job  // in the journal, and not on the disks yet
+	later    []job  // taken from the queue in the midst of applying, and not journalled
+	// interleave says that what is in the queue comes right behind the backlog.
+	interleave bool
 }
 
 type job struct {
 	epoch  pact.Epoch
 	term   pact.Term
 	res    Reservation
+	number uint64 // of its journal record
 	direct bool
 	settle bool // the synchronization ends with this epoch
 	fn     func() error
@@ -51,7 +57,7 @@ func newWorker(disks []file, j *journal.Journal, settled func(pact.Term, pact.Ep
 	return &worker{
 		disks: disks, j: j, settled: settled,
 		queue: make(chan job, queued), kick: make(chan struct{}, 1),
-		done: make(chan struct{}), stopped: make(chan struct{}), failed: make(chan struct{}),
+		done: make(chan struct{}), stopped: make(chan struct{}), hung: make(chan struct{}), failed: make(chan struct{}),
 	}
 }
 
@@ -116,6 +122,7 @@ func (w *worker) commit(r Reservation, t pact.Term, e pact.Epoch, syncing bool) 
 	w.mu.Unlock()
 	select {
 	case w.queue <- jb:
+	case <-w.hung: // it has failed; the epoch is not durable, and is never said to be
 	case <-w.stopped:
 	}
 }
@@ -125,12 +132,16 @@ func (w *worker) do(fn func() error) error {
 	result := make(chan error, 1)
 	select {
 	case w.queue <- job{fn: fn, result: result}:
+	case <-w.hung:
+		return w.failure()
 	case <-w.stopped:
 		return ErrClosed
 	}
 	select {
 	case err := <-result:
 		return err
+	case <-w.hung:
+		return w.failure()
 	case <-w.stopped:
 		return ErrClosed
 	}
@@ -145,6 +156,13 @@ func (w *worker) run() {
 	defer close(w.stopped)
 	var batch []job
 	for {
+		if len(w.later) > 0 {
+			batch = append(batch[:0], w.later...)
+			w.later = w.later[:0]
+			w.process(batch)
+			clear(batch)
+			continue
+		}
 		select {
 		case jb := <-w.queue:
 			batch = append(batch[:0], jb)
@@ -156,38 +174,52 @@ func (w *worker) run() {
 		case <-w.done:
 			return
 		}
-	more:
-		for len(batch) < queued {
-			select {
-			case jb := <-w.queue:
-				batch = append(batch, jb)
-			default:
-				break more
-			}
-		}
+		batch = w.take(batch)
 		w.process(batch)
 		clear(batch)
 	}
 }
 
+// take adds what is in the queue.
+func (w *worker) take(batch []job) []job {
+	for len(batch) < queued {
+		select {
+		case jb := <-w.queue:
+			batch = append(batch, jb)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// leading is how many of the first jobs go through the journal.
+func leading(batch []job) int {
+	n := 0
+	for n < len(batch) && batch[n].fn == nil && !batch[n].direct {
+		n++
+	}
+	return n
+}
+
 // process takes jobs in order: stretches of journalled epochs together, everything else by itself.
 func (w *worker) process(batch []job) {
 	for len(batch) > 0 {
-		n := 0
-		for n < len(batch) && batch[n].fn == nil && !batch[n].direct {
-			n++
-		}
+		n := leading(batch)
 		if n == 0 {
 			w.single(batch[0])
 			batch = batch[1:]
 			continue
 		}
-		if w.failure() == nil {
-			if err := w.journalled(batch[:n]); err != nil {
-				w.fail(err)
-			}
+		switch {
+		case w.failure() != nil:
+			w.finished(n)
+		case w.journal(batch[:n]) == nil: // else it has failed
+			// What comes meanwhile is journalled in between, and joins the backlog; behind the rest of this
+			// batch it must not.
+			w.interleave = len(batch) == n
+			w.drain()
 		}
-		w.finished(n)
 		batch = batch[n:]
 	}
 }
@@ -203,6 +235,7 @@ func (w *worker) single(jb job) {
 		jb.result <- err
 		return
 	}
+	w.interleave = false
 	err := w.failure()
 	if err == nil {
 		err = w.directly(jb)
@@ -213,30 +246,70 @@ func (w *worker) single(jb job) {
 	w.finished(1)
 }
 
-// journalled makes epochs durable and brings them to the disks.
-func (w *worker) journalled(jobs []job) error {
-	for _, jb := range jobs {
+// journal makes epochs durable and puts them into the backlog.
+func (w *worker) journal(jobs []job) error {
+	for i := range jobs {
+		jb := &jobs[i]
 		n, err := w.j.Append(jb.res.slot, journal.Epoch{Term: jb.term, Number: jb.epoch, Writes: jb.res.writes})
 		if err != nil {
+			w.giveUp(jobs, err)
 			return err
 		}
-		w.number, w.journals = n, true
+		jb.number, w.journals = n, true
 	}
 	if err := w.j.Sync(); err != nil {
+		w.giveUp(jobs, err)
 		return err
 	}
 	w.mu.Lock()
 	w.durable.Store(uint64(jobs[len(jobs)-1].epoch))
 	w.mu.Unlock()
-	for _, jb := range jobs {
-		if err := w.apply(jb.res.writes); err != nil {
-			return err
-		}
-	}
-	if w.applied >= syncBytes || w.hungry.Load() {
-		return w.makeRoom()
-	}
+	w.backlog = append(w.backlog, jobs...)
 	return nil
+}
+
+// giveUp ends all work because of jobs that can't be done. They are counted off after that: nothing that comes
+// behind them is durable.
+func (w *worker) giveUp(jobs []job, err error) {
+	w.fail(err)
+	w.finished(len(jobs))
+}
+
+// drain brings the backlog to the disks.
+func (w *worker) drain() {
+	defer func() { w.backlog = nil }()
+	for len(w.backlog) > 0 {
+		if err := w.apply(w.backlog[0].res.writes); err != nil {
+			w.giveUp(w.backlog, err)
+			return
+		}
+		w.number = w.backlog[0].number
+		if w.applied >= syncBytes || w.hungry.Load() && (len(w.backlog) == 1 || w.j.Frees(w.number)) {
+			if err := w.makeRoom(); err != nil {
+				w.giveUp(w.backlog, err)
+				return
+			}
+		}
+		w.backlog[0] = job{}
+		w.backlog = w.backlog[1:]
+		w.finished(1)
+	}
+}
+
+// pause is called in the midst of a long write: epochs that have come meanwhile are made durable, so that
+// nobody waits for it but he who finds the journal full.
+func (w *worker) pause() error {
+	if !w.interleave || len(w.later) > 0 {
+		return nil
+	}
+	w.later = w.take(w.later)
+	n := leading(w.later)
+	if n == 0 {
+		return nil
+	}
+	err := w.journal(w.later[:n])
+	w.later = append([]job(nil), w.later[n:]...)
+	return err
 }
 
 // directly writes to disks that are being synchronized.
@@ -270,16 +343,9 @@ func (w *worker) finished(n int) {
 }
 
 func (w *worker) apply(writes []checkpoint.DiskWrite) error {
-	if err := applyWrites(w.disks, writes); err != nil {
-		return err
-	}
-	for i := range writes {
-		w.applied += int64(len(writes[i].Data))
-		if writes[i].Zeros > 0 {
-			w.applied += zeroCost
-		}
-	}
-	return nil
+	n, err := applyWrites(w.disks, writes, w.pause)
+	w.applied += n
+	return err
 }
 
 func (w *worker) syncDisks() error {
