@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"crypto/tls"
+	"errors"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -94,6 +96,11 @@ func TestARevokedHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	open, err := tls.DialWithDialer(&net.Dialer{Timeout: limit}, "tcp", w.cfg.ClusterAddress, stolen.ClientConfig("w", pki.ALPNRaft)) // which nobody closes for being silent
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
 	if m, err := a.client.RemoveMember(ctx, "b", console.RemoveMemberRequest{Confirm: "b", Revoke: true, Operator: "op"}); err != nil || m.Name != "b" {
 		t.Fatalf("%+v %v", m, err)
 	}
@@ -105,6 +112,12 @@ func TestARevokedHost(t *testing.T) {
 			}
 			return !reaches(m, stolen)
 		})
+	}
+	if err := open.SetDeadline(time.Now().Add(limit)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection of b's is open still: %v", err)
 	}
 	b.eventually("b can change nothing", func() bool {
 		_, err := b.client.Stop(ctx, "g", console.StopRequest{Wait: console.Wait{WaitSeconds: -1}})

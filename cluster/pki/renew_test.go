@@ -213,8 +213,14 @@ func TestRevoked(t *testing.T) {
 	if err := StoreRevoked(s.dir, []string{b.Serial(), "7"}); err != nil {
 		t.Fatal(err)
 	}
+	for len(s.errs) > 0 {
+		<-s.errs
+	}
 	if got, err := greet(s.address, b.ClientConfig("a", ALPNRPC)); err == nil {
 		t.Errorf("a revoked member is known as %q", got)
+	}
+	if err := <-s.errs; !errors.Is(err, ErrRevoked) || !errors.Is(err, ErrPeer) {
+		t.Errorf("the server says %v", err)
 	}
 	if _, err := s.id.Open("p", m); !errors.Is(err, ErrPeer) {
 		t.Errorf("a revoked signature: %v", err)

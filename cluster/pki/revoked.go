@@ -20,6 +20,9 @@ const revokedFile = "revoked"
 // RevokedFile is the name of that copy in a PKI directory.
 const RevokedFile = revokedFile
 
+// ErrRevoked says that a peer's certificate counts no more.
+var ErrRevoked = errors.New("its certificate was revoked")
+
 // cutOffEvery is how often an open connection's certificate is looked at again.
 const cutOffEvery = time.Second
 
@@ -63,7 +66,7 @@ func (id *Identity) refuses(serial string) bool {
 // current refuses a verified peer whose certificate counts no more.
 func (id *Identity) current(p Peer) error {
 	if id.refuses(p.Serial) {
-		return fmt.Errorf("%w: the certificate of %s was revoked", ErrPeer, p.Name)
+		return fmt.Errorf("%w: %s: %w", ErrPeer, p.Name, ErrRevoked)
 	}
 	return nil
 }

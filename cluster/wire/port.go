@@ -127,6 +127,11 @@ func (p *Port) handshake(c net.Conn, leave func()) {
 	err := conn.HandshakeContext(ctx)
 	cancel()
 	leave()
+	if errors.Is(err, pki.ErrRevoked) {
+		p.log.Warn("a member was turned away", zap.Stringer("from", c.RemoteAddr()), zap.Error(err))
+		c.Close()
+		return
+	}
 	if err != nil {
 		p.log.Debug("handshake refused", zap.Stringer("from", c.RemoteAddr()), zap.Error(err))
 		c.Close()
