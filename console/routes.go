@@ -40,6 +40,7 @@ func (s *Server) endpoints() []endpoint {
 		{pattern: "POST /api/v1/guests/{name}/protect", allow: operators, answer: s.protect},
 		{pattern: "POST /api/v1/guests/{name}/reset", allow: operators, answer: s.reset},
 		{pattern: "POST /api/v1/guests/{name}/dump", allow: admins, answer: s.dump},
+		{pattern: "POST /api/v1/guests/{name}/fault", allow: admins, answer: s.fault},
 		{pattern: "POST /api/v1/guests/{name}/agent", allow: operators, answer: s.agent},
 		{pattern: "POST /api/v1/guests/{name}/balloon", allow: operators, answer: s.balloon},
 		{pattern: "POST /api/v1/guests/{name}/cpu", allow: admins, answer: s.setCPU},

@@ -26,6 +26,7 @@ var allowed = map[string]string{
 	"POST /api/v1/guests/{name}/protect":    "operator administrator",
 	"POST /api/v1/guests/{name}/reset":      "operator administrator",
 	"POST /api/v1/guests/{name}/dump":       "administrator",
+	"POST /api/v1/guests/{name}/fault":      "administrator",
 	"POST /api/v1/guests/{name}/agent":      "operator administrator",
 	"POST /api/v1/guests/{name}/balloon":    "operator administrator",
 	"POST /api/v1/guests/{name}/cpu":        "administrator",

@@ -82,8 +82,15 @@ func (m *Machine) pageOf(gpa uint64) int {
 	return -1
 }
 
-// faultAt makes the vCPU wait for Heal.
+// faultAt makes the vCPU wait for Heal, unless the page has been healed in between.
 func (v *vcpu) faultAt(gpa uint64, access bool) {
+	if v.falseAlarm(gpa) {
+		if access && !v.accessElsewhere() {
+			v.falseAlarms = maxFalseAlarms
+			v.faultAt(gpa, access)
+		}
+		return
+	}
 	if v.m.cfg.OnMemoryFault == nil {
 		v.crash("a page of guest memory can't be read", zap.Uint64("gpa", gpa))
 		return
@@ -110,18 +117,45 @@ func (v *vcpu) fetchFault() bool {
 		if err != nil || !ok || !v.m.inRAM(gpa) {
 			continue
 		}
-		// Not on this thread: it blocks SIGBUS, and would be killed by it.
-		tried := make(chan error)
-		go func() {
-			var b [1]byte
-			tried <- v.m.ram.Access(gpa, b[:], false)
-		}()
-		if errors.Is(<-tried, memory.ErrDamaged) {
+		page := v.m.pageOf(gpa)
+		if v.m.ram.WasDamaged(page) && v.falseAlarm(gpa) {
+			return true
+		}
+		if !v.m.readable(gpa) {
 			v.faultAt(gpa, false)
 			return true
 		}
 	}
 	return false
+}
+
+// maxFalseAlarms is how many times in a row a vCPU tries again at a page that can be read after all.
+const maxFalseAlarms = 16
+
+// falseAlarm says that the page at which a vCPU has failed can be read: it was healed in between, for another
+// vCPU perhaps, and the access is tried again.
+func (v *vcpu) falseAlarm(gpa uint64) bool {
+	page := v.m.pageOf(gpa)
+	if page != v.alarmed {
+		v.alarmed, v.falseAlarms = page, 0
+	}
+	if v.falseAlarms >= maxFalseAlarms || !v.m.readable(gpa) {
+		v.falseAlarms = 0
+		return false
+	}
+	v.falseAlarms++
+	return true
+}
+
+// readable looks at a byte of guest memory. Not on the caller's thread: a vCPU's blocks SIGBUS, and would be killed
+// by it.
+func (m *Machine) readable(gpa uint64) bool {
+	tried := make(chan error)
+	go func() {
+		var b [1]byte
+		tried <- m.ram.Access(gpa, b[:], false)
+	}()
+	return !errors.Is(<-tried, memory.ErrDamaged)
 }
 
 // reportFault tells of a damaged page, once, and once more when it was optional and then somebody needs it.
@@ -185,23 +219,45 @@ func (m *Machine) FoundDamaged(page int) {
 	m.reportFault(MemoryFault{Page: page, GPA: m.gpaOf(page * memory.PageSize), VCPU: -1, Optional: true})
 }
 
-// InjectDamage makes a page behave as if its memory were damaged, and count as written before or not as it is.
-// As with an error that the kernel's scrubbing has found, it is reported before anybody touches the page.
-func (m *Machine) InjectDamage(page int, dirty bool) error {
+// Injection says what a page that is to be damaged must be.
+type Injection struct {
+	Clean bool // not written since the last capture
+	Dirty bool // it counts as written since then
+	// Quiet leaves it to the guest to find out. Otherwise the page is reported before anybody touches it, as the
+	// kernel does with what its scrubbing finds.
+	Quiet bool
+}
+
+// ErrPageDirty says that a page has been written since the last capture.
+var ErrPageDirty = errors.New("the page has been written since the last checkpoint")
+
+// InjectDamage makes a page behave as if its memory were damaged.
+func (m *Machine) InjectDamage(page int, how Injection) error {
+	if err := m.injectDamage(page, how); err != nil {
+		return err
+	}
+	if !how.Quiet {
+		m.FoundDamaged(page)
+	}
+	return nil
+}
+
+func (m *Machine) injectDamage(page int, how Injection) error {
 	m.Lock() // no checkpoint comes between
-	if dirty {
+	defer m.Unlock()
+	if how.Clean {
+		if dirty, err := m.PageDirty(page); err != nil {
+			return err
+		} else if dirty {
+			return fmt.Errorf("page %d: %w", page, ErrPageDirty)
+		}
+	}
+	if how.Dirty {
 		if err := m.ram.MarkDirty(page); err != nil {
-			m.Unlock()
 			return err
 		}
 	}
-	err := m.ram.Poison(page)
-	m.Unlock()
-	if err != nil {
-		return err
-	}
-	m.FoundDamaged(page)
-	return nil
+	return m.ram.Poison(page)
 }
 
 // GiveUpDamage says that no damaged page is going to be mended. Devices that wait for one fail; vCPUs wait until
@@ -293,6 +349,13 @@ func (v *vcpu) accessRAM() bool {
 	}
 	v.halfDone = true
 	return true
+}
+
+// accessElsewhere is accessRAM for the vCPU's own thread, which blocks SIGBUS.
+func (v *vcpu) accessElsewhere() bool {
+	done := make(chan bool)
+	go func() { done <- v.accessRAM() }()
+	return <-done
 }
 
 // PageDirty says whether a page has been written since the last capture. It may be asked while the guest runs.

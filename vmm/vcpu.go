@@ -26,6 +26,9 @@ type vcpu struct {
 	synced   bool // the shared registers are those of the vCPU
 	fault    atomic.Pointer[vcpuFault]
 
+	alarmed     int // page at which it has failed last
+	falseAlarms int // how often in a row though that page could be read
+
 	savedRound uint64
 	state      vcpuState
 	powerOn    vcpuState

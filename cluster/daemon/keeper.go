@@ -90,6 +90,10 @@ type (
 		o      link.Order
 		answer chan error
 	}
+	orderCopy struct { // for the process that holds this host's copy
+		o      link.Order
+		answer chan error
+	}
 	spawnedOne struct {
 		p     *process
 		cold  bool
@@ -199,6 +203,8 @@ func (k *keeper) take(ctx context.Context, e any) {
 		e.answer <- k.switchover()
 	case orderPrimary:
 		e.answer <- k.tellPrimary(e.o)
+	case orderCopy:
+		e.answer <- k.tellCopy(e.o)
 	}
 }
 

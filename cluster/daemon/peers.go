@@ -205,15 +205,16 @@ func (d *Daemon) chosenForReplica(a pact.Assignment) bool {
 
 // order is an operator's order to another host's daemon.
 type order struct {
-	Kind         string  `json:"kind"` // "start", "stop", "switchover", "balloon", "reset", "dump"
-	Guest        string  `json:"guest"`
-	Loss         string  `json:"loss,omitempty"`
-	Inconsistent bool    `json:"inconsistent,omitempty"`
-	Force        bool    `json:"force,omitempty"`
-	AfterSeconds float64 `json:"after_seconds,omitempty"`
-	Operator     string  `json:"operator,omitempty"`
-	MemoryBytes  uint64  `json:"memory_bytes,omitempty"` // of "balloon"
-	Path         string  `json:"path,omitempty"`         // of "dump"
+	Kind         string       `json:"kind"` // "start", "stop", "switchover", "balloon", "reset", "dump"
+	Guest        string       `json:"guest"`
+	Loss         string       `json:"loss,omitempty"`
+	Inconsistent bool         `json:"inconsistent,omitempty"`
+	Force        bool         `json:"force,omitempty"`
+	AfterSeconds float64      `json:"after_seconds,omitempty"`
+	Operator     string       `json:"operator,omitempty"`
+	MemoryBytes  uint64       `json:"memory_bytes,omitempty"` // of "balloon"
+	Path         string       `json:"path,omitempty"`         // of "dump"
+	Damage       *link.Damage `json:"damage,omitempty"`       // of "damage"
 	// Index is what the host's own log must have come to before the order makes sense.
 	Index uint64 `json:"index,omitempty"`
 }
@@ -255,6 +256,13 @@ func (d *Daemon) obey(ctx context.Context, o order) error {
 	case link.OrderReset, link.OrderDump:
 		answer := make(chan error, 1)
 		k.tell(orderPrimary{link.Order{Kind: o.Kind, Path: o.Path}, answer})
+		return k.await(ctx, answer)
+	case link.OrderDamage:
+		if o.Damage == nil {
+			return errOrder(o.Kind)
+		}
+		answer := make(chan error, 1)
+		k.tell(orderCopy{link.Order{Kind: o.Kind, Damage: o.Damage}, answer})
 		return k.await(ctx, answer)
 	default:
 		return errOrder(o.Kind)

@@ -63,8 +63,9 @@ type Peer struct {
 type Order struct {
 	Kind string `json:"kind"` // "switchover", "power-button", "kill" (stop at once), "abandon" (a replica that is not wanted any more: exit), "balloon"
 
-	MemoryBytes uint64 `json:"memory_bytes,omitempty"` // of a balloon order
-	Path        string `json:"path,omitempty"`         // of a dump
+	MemoryBytes uint64  `json:"memory_bytes,omitempty"` // of a balloon order
+	Path        string  `json:"path,omitempty"`         // of a dump
+	Damage      *Damage `json:"damage,omitempty"`       // of a damage order
 }
 
 // Hello introduces a process.

@@ -121,6 +121,8 @@ type Spec struct {
 	OnPanic PanicPolicy `json:"on_panic,omitempty"`
 	// CPU is the processor that the guest sees. It is decided when the guest is created.
 	CPU CPUSpec `json:"cpu,omitzero"`
+	// Test marks a guest that faults may be injected into without more ado.
+	Test bool `json:"test,omitempty"`
 }
 
 // CPUSpec is a guest's processor. This package carries it and looks at nothing but its size.

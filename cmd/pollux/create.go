@@ -72,6 +72,7 @@ directory as guests/NAME/disk0.raw and so on.
 	f.StringVar(&spec.CPU.Policy, "cpu", string(cpu.Pair), cpuHelp)
 	f.StringArrayVar(&disks, "disk", nil, "a disk: size=SIZE[,readonly][,serial=TEXT][,queues=N]; may be repeated")
 	f.StringArrayVar(&nets, "net", nil, "a network card: bridge=NAME[,mac=MAC][,queues=N][,mtu=N][,uso]; may be repeated")
+	f.BoolVar(&spec.Test, "test", false, "it is there to be tested: a fault that is injected needs no confirmation")
 	f.BoolVar(&start, "start", false, "start it at once")
 	return cmd
 }

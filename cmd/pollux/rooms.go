@@ -10,6 +10,6 @@ import (
 // addRooms adds the commands that other packages bring.
 func (p *program) addRooms(root *cobra.Command, add func(group string, commands ...*cobra.Command)) {
 	add("guests", p.diskCommand())
-	add("try", p.demoCommand(), newVMCommand(), bench.NewCommand())
+	add("try", p.faultCommand(), p.demoCommand(), newVMCommand(), bench.NewCommand())
 	root.AddCommand(dataplane.NewCommand(), dataplane.NewEventsCommand())
 }

@@ -76,6 +76,9 @@ var patient = []string{"--silence", "2s"}
 func TestFaults(t *testing.T) {
 	for _, fault := range demo.Faults {
 		t.Run(string(fault), func(t *testing.T) {
+			if fault == demo.Memory {
+				needsPoison(t)
+			}
 			args := []string{"--fault", string(fault), "--rounds", rounds()}
 			if fault == demo.Daemon {
 				args = append(args, patient...)

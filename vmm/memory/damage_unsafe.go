@@ -35,6 +35,13 @@ func (r *RAM) NoteDamage(page int) bool {
 	return !known
 }
 
+// WasDamaged says that a page is noted as damaged, or has been replaced at some time.
+func (r *RAM) WasDamaged(page int) bool {
+	r.healing.Lock()
+	defer r.healing.Unlock()
+	return r.damaged[page] || r.healed[page]
+}
+
 // Mend is Replace for a page that was noted as damaged. Where it is none any more, because it has been
 // discarded since, data is too old and nothing happens.
 func (r *RAM) Mend(page int, data []byte) error {

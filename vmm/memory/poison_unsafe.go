@@ -63,6 +63,15 @@ func (r *RAM) Poison(page int) error {
 	return fmt.Errorf("poison page %d: the guest touches it too often", page)
 }
 
+// CanPoison says why Poison can't work on this host.
+func CanPoison() error {
+	var r RAM
+	if err := r.openPoisoner(); err != nil {
+		return err
+	}
+	return unix.Close(r.uffd)
+}
+
 func (r *RAM) openPoisoner() error {
 	if r.uffd != 0 {
 		return nil

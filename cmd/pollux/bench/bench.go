@@ -52,6 +52,7 @@ func metrics() []metric {
 			cluster: func(b *bench, ctx context.Context) error { return b.takeovers(ctx, t) },
 		})
 	}
+	all = append(all, metric{id: "P4h", about: "heal of a damaged page: how long the guest stands still", limit: 10 * time.Minute, cluster: (*bench).heals})
 	return append(all, metric{id: "P4s", about: "planned switchover: the gap that clients see", limit: 10 * time.Minute, cluster: (*bench).switchovers})
 }
 

@@ -22,6 +22,7 @@ var takeovers = []takeover{
 	{demo.Hang, "the host stands still", 150},
 	{demo.Isolate, "the host is cut off from everyone", 150},
 	{demo.Link, "the replication link is cut", 150},
+	{demo.Memory, "a page of memory that is nowhere else is damaged, and the guest surrendered", 20},
 }
 
 // takeovers measures how long clients wait for a reply after a fault (P4). The demo plays the rounds,
@@ -68,7 +69,7 @@ func takeoverRows(t takeover, result *demo.Result) []Row {
 			k = kinds[0]
 		case s.Host:
 			// With only its link cut a leader stays one.
-			if t.fault != demo.Link && t.fault != demo.Kill {
+			if t.fault != demo.Link && t.fault != demo.Kill && t.fault != demo.Memory {
 				k = kinds[2]
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/pollux-ha/pollux/cluster/link"
 	"github.com/pollux-ha/pollux/cluster/pact"
 	"github.com/pollux-ha/pollux/guests/ledger"
+	"github.com/pollux-ha/pollux/vmm"
 	"github.com/pollux-ha/pollux/vmm/memory"
 )
 
@@ -134,7 +135,7 @@ func TestHeal(t *testing.T) {
 func TestSurrenderOfADirtyPage(t *testing.T) {
 	r, a, b, _ := pairUp(t)
 	page := codePages(t)[0]
-	if err := a.p.machine.InjectDamage(page, true); errors.Is(err, memory.ErrNoPoison) {
+	if err := a.p.machine.InjectDamage(page, vmm.Injection{Dirty: true}); errors.Is(err, memory.ErrNoPoison) {
 		t.Skipf("needs userfaultfd: %v", err)
 	} else if err != nil {
 		t.Fatal(err)
@@ -179,7 +180,7 @@ func TestReplicaLosesAPage(t *testing.T) {
 	r.until("marked", func(x pact.Assignment) bool { return x.CurrentDisk.Host == x.Primary.Host })
 	for i, page := range codePages(t)[:4] {
 		want := bytes.Clone(a.p.machine.RAM().Page(page))
-		if err := b.p.machine.InjectDamage(page, false); errors.Is(err, memory.ErrNoPoison) {
+		if err := b.p.machine.InjectDamage(page, vmm.Injection{}); errors.Is(err, memory.ErrNoPoison) {
 			t.Skipf("needs userfaultfd: %v", err)
 		} else if err != nil {
 			t.Fatal(err)

@@ -112,6 +112,8 @@ func (p *process) follow(o link.Order, file *os.File) {
 		e.Kill("by order")
 	case link.OrderBalloon:
 		p.setBalloon(o.MemoryBytes)
+	case link.OrderDamage:
+		p.inject(o.Damage)
 	case link.OrderAbandon:
 		p.side.Step(core.Abandon{})
 	case link.OrderAcceptInconsistent:

@@ -24,10 +24,13 @@ const (
 	Isolate Fault = "isolate"
 	// Daemon kills a host's daemon and nothing else, and starts it again later. No guest may notice.
 	Daemon Fault = "daemon"
+	// Memory damages a page of the guest's memory that was written since the last checkpoint; of the replica's
+	// copy, any.
+	Memory Fault = "memory"
 )
 
 // Faults are all of them.
-var Faults = []Fault{Kill, Power, Hang, Link, Isolate, Daemon}
+var Faults = []Fault{Kill, Power, Hang, Link, Isolate, Daemon, Memory}
 
 // Victim is whom a fault hits.
 type Victim string
@@ -90,7 +93,7 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("%w: --victim %q: primary, replica or witness", ErrUsage, o.Victim)
 	case o.Fault == "" && (o.During != DuringNothing || o.Twice || o.Victim != VictimPrimary):
 		return fmt.Errorf("%w: --during, --twice and --victim say when and where a fault comes: name one with --fault", ErrUsage)
-	case o.Victim == VictimWitness && (o.Fault == Kill || o.Fault == Link):
+	case o.Victim == VictimWitness && (o.Fault == Kill || o.Fault == Link || o.Fault == Memory):
 		return fmt.Errorf("%w: a witness has no guest and no replication link: --fault %s can't hit it", ErrUsage, o.Fault)
 	case o.Victim != VictimPrimary && o.During != DuringNothing:
 		return fmt.Errorf("%w: --during %s chooses its victims itself", ErrUsage, o.During)

@@ -163,6 +163,27 @@ func (s *Stage) Switchover(ctx context.Context) error {
 	return err
 }
 
+// Damage injects a fault into the guest.
+func (s *Stage) Damage(ctx context.Context, q console.FaultRequest) error {
+	g, err := s.AwaitProtected(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := s.cluster.host(g.Primary)
+	if err != nil {
+		return err
+	}
+	q.Confirm, q.Operator = guestName, "pollux"
+	_, err = n.client().Fault(ctx, guestName, q)
+	return err
+}
+
+// Await waits until the primary's process says something.
+func (s *Stage) Await(ctx context.Context, what string, fn func(*link.Status) bool) error {
+	_, err := s.monitor.await(ctx, what, func(g *console.Guest) bool { p := primary(g); return p != nil && fn(p) })
+	return err
+}
+
 // CPUTime is the processor time that the guest's data-plane processes have used so far on a host,
 // the guest's own included. What threads have used that are gone is not in it.
 func (s *Stage) CPUTime(host string) (time.Duration, error) {

@@ -170,6 +170,13 @@ func (r *run) harm(ctx context.Context, fault Fault, victim *node) (lab.Cut, err
 		r.monitor.setDown(victim.Name, true)
 		cut := r.chooseCut()
 		return cut, victim.Cut(cut)
+	case Memory:
+		q := console.FaultRequest{Fault: "memory", State: link.PageDirty, Confirm: guestName, Operator: "demo"}
+		if r.monitor.now().Primary != victim.Name {
+			q.State, q.Copy = "", "replica"
+		}
+		_, err := victim.client().Fault(ctx, guestName, q)
+		return "", err
 	}
 	return "", fmt.Errorf("unknown fault %q", fault)
 }
