@@ -19,6 +19,8 @@ type entry struct {
 	Command *pact.Command `json:"command,omitempty"`
 	Enter   *Member       `json:"enter,omitempty"`
 	Leave   *leave        `json:"leave,omitempty"`
+	// Issue says that a member is about to be given a new certificate.
+	Issue *certificate `json:"issue,omitempty"`
 	// Access changes who may use the API.
 	Access *access.Change `json:"access,omitempty"`
 }
@@ -46,7 +48,7 @@ func decodeEntry(b []byte) (entry, error) {
 		return entry{}, fmt.Errorf("%w: something follows its end", errEntry)
 	}
 	n := 0
-	for _, set := range []bool{e.Command != nil, e.Enter != nil, e.Leave != nil, e.Access != nil} {
+	for _, set := range []bool{e.Command != nil, e.Enter != nil, e.Leave != nil, e.Issue != nil, e.Access != nil} {
 		if set {
 			n++
 		}
@@ -128,9 +130,12 @@ func (f *fsm) apply(l *raft.Log) pact.Verdict {
 func (f *fsm) applyRoster(e entry, index uint64) pact.Verdict {
 	f.mu.Lock()
 	var refused string
-	if e.Enter != nil {
+	switch {
+	case e.Enter != nil:
 		refused = f.roster.enter(*e.Enter)
-	} else {
+	case e.Issue != nil:
+		refused = f.roster.issue(*e.Issue)
+	default:
 		refused = f.roster.leave(e.Leave.Name)
 	}
 	f.mu.Unlock()

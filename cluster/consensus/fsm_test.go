@@ -95,6 +95,52 @@ func TestRosterOfRenewals(t *testing.T) {
 	}
 }
 
+// What a thief has had issued with a member's key dies with the member's certificates, registered or not.
+func TestRosterOfIssues(t *testing.T) {
+	r := newRoster()
+	for _, m := range []Member{member("a", "1", "s1"), member("b", "1", "t1")} {
+		if why := r.enter(m); why != "" {
+			t.Fatal(why)
+		}
+	}
+	for c, want := range map[certificate]bool{
+		{"a", "s2"}: true, {"b", "t2"}: true, {"nobody", "u1"}: false, {"a", ""}: false, {"a", "s1"}: false, {"a", strings.Repeat("7", 65)}: false,
+	} {
+		for range 2 {
+			if why := r.issue(c); (why == "") != want {
+				t.Errorf("%v: %q", c, why)
+			}
+		}
+	}
+	if why := r.issue(certificate{"a", "s3"}); why != "" {
+		t.Error(why)
+	}
+	// a registers with one of the two; the other one goes with the first when a fears for its key.
+	m := member("a", "1", "s2")
+	m.Replaces = "s1"
+	if why := r.enter(m); why != "" || !slices.Equal(r.Issued, []certificate{{"b", "t2"}, {"a", "s3"}}) && !slices.Equal(r.Issued, []certificate{{"a", "s3"}, {"b", "t2"}}) {
+		t.Errorf("%q %v", why, r.Issued)
+	}
+	if why := r.leave("a"); why != "" {
+		t.Error(why)
+	}
+	slices.Sort(r.Revoked)
+	if !slices.Equal(r.Revoked, []string{"s1", "s2", "s3"}) || !slices.Equal(r.Issued, []certificate{{"b", "t2"}}) {
+		t.Errorf("revoked %v, issued %v", r.Revoked, r.Issued)
+	}
+	if r.issue(certificate{"a", "s4"}) == "" || r.issue(certificate{"b", "s1"}) == "" {
+		t.Error("a certificate for who has left, or one that was taken back")
+	}
+	for i := range 2 * replacedMax {
+		if why := r.issue(certificate{"b", fmt.Sprint("t", 10+i)}); why != "" {
+			t.Error(why)
+		}
+	}
+	if len(r.Issued) != replacedMax || !slices.Contains(r.Revoked, "t2") {
+		t.Errorf("issued %v, revoked %v", r.Issued, r.Revoked)
+	}
+}
+
 func apply(f *fsm, index uint64, b []byte) pact.Verdict {
 	return f.Apply(&raft.Log{Index: index, Data: b}).(pact.Verdict)
 }
@@ -153,7 +199,7 @@ func TestSnapshotOfAll(t *testing.T) {
 func FuzzEntry(f *testing.F) {
 	m := member("a", "1", "s1")
 	_, user := access.NewToken(strings.Repeat("ab", 32), "jane", access.Viewer, 7)
-	for _, e := range []entry{{Enter: &m}, {Leave: &leave{Name: "a"}}, {Access: &access.Change{Add: &user}}, {Access: &access.Change{Remove: &user}}, {Command: &pact.Command{Kind: pact.NoOp}}} {
+	for _, e := range []entry{{Enter: &m}, {Leave: &leave{Name: "a"}}, {Access: &access.Change{Add: &user}}, {Access: &access.Change{Remove: &user}}, {Issue: &certificate{"a", "s2"}}, {Command: &pact.Command{Kind: pact.NoOp}}} {
 		b, err := encodeEntry(e)
 		if err != nil {
 			f.Fatal(err)

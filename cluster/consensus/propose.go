@@ -68,6 +68,12 @@ func (n *Node) Remove(ctx context.Context, name, operator string) (pact.Verdict,
 	return n.submit(ctx, entry{Leave: &leave{Name: name, Operator: operator}})
 }
 
+// Issue notes that a member is about to be given a certificate: before that, so that there is none that the cluster
+// could not take back.
+func (n *Node) Issue(ctx context.Context, name, serial string) (pact.Verdict, error) {
+	return n.submit(ctx, entry{Issue: &certificate{Name: name, Serial: serial}})
+}
+
 func (n *Node) submit(ctx context.Context, e entry) (pact.Verdict, error) {
 	b, err := encodeEntry(e)
 	if err != nil {
@@ -292,6 +298,10 @@ func (n *Node) authorize(s pki.Signed) error {
 	case e.Enter != nil:
 		if e.Enter.Name != who.Name || e.Enter.Role != who.Role || e.Enter.Serial != who.Serial {
 			return fmt.Errorf("%s %s can't register as %s %s", who.Role, who.Name, e.Enter.Role, e.Enter.Name)
+		}
+	case e.Issue != nil:
+		if who.Role != pki.RoleHost {
+			return fmt.Errorf("%s %s issues no certificates", who.Role, who.Name)
 		}
 	case e.Leave != nil, e.Access != nil:
 	default:

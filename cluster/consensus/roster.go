@@ -62,11 +62,14 @@ type roster struct {
 	// Revoked are the serial numbers of certificates that count no more.
 	Revoked []string `json:"revoked,omitempty"`
 	// Replaced are the certificates that are still good beside those of the members, oldest first.
-	Replaced []replaced `json:"replaced,omitempty"`
+	Replaced []certificate `json:"replaced,omitempty"`
+	// Issued are certificates that members have asked for and not registered with yet. They are known before they are
+	// handed out: one that somebody got with a stolen key dies with the others.
+	Issued []certificate `json:"issued,omitempty"`
 }
 
-// replaced is a member's earlier certificate.
-type replaced struct {
+// certificate is one that a member has beside the one that it is registered with.
+type certificate struct {
 	Name   string `json:"name"`
 	Serial string `json:"serial"`
 }
@@ -74,7 +77,7 @@ type replaced struct {
 const (
 	membersMax = 1024
 	removedMax = 256
-	// replacedMax bounds the certificates that one member has beside its own.
+	// replacedMax bounds the certificates of each of the two kinds that one member has beside its own.
 	replacedMax = 4
 )
 
@@ -88,7 +91,7 @@ func (r *roster) enter(m Member) string {
 	if slices.Contains(r.Revoked, m.Serial) {
 		return fmt.Sprintf("%s was removed from the cluster; it can join again with a new token", m.Name)
 	}
-	if slices.Contains(r.Replaced, replaced{m.Name, m.Serial}) {
+	if slices.Contains(r.Replaced, certificate{m.Name, m.Serial}) {
 		// Said by who holds an old key, or said again by who has heard it long ago.
 		return fmt.Sprintf("the certificate %s of %s has been renewed", m.Serial, m.Name)
 	}
@@ -99,6 +102,7 @@ func (r *roster) enter(m Member) string {
 	if known && old.RaftID != m.RaftID {
 		r.Removed = bounded(r.Removed, old.RaftID)
 	}
+	r.Issued = slices.DeleteFunc(r.Issued, func(c certificate) bool { return c == certificate{m.Name, m.Serial} })
 	switch {
 	case !known || old.Serial == m.Serial:
 	case m.Replaces == old.Serial:
@@ -113,29 +117,52 @@ func (r *roster) enter(m Member) string {
 
 // replace keeps a certificate good beside the one that comes after it.
 func (r *roster) replace(name, serial string) {
-	r.Replaced = append(r.Replaced, replaced{name, serial})
+	r.Replaced = r.keep(r.Replaced, certificate{name, serial})
+}
+
+// issue notes a certificate before the member gets it.
+func (r *roster) issue(c certificate) string {
+	m, ok := r.Members[c.Name]
+	switch {
+	case !ok:
+		return fmt.Sprintf("there is no member %q", c.Name)
+	case c.Serial == "" || len(c.Serial) > 64 || c.Serial == m.Serial || slices.Contains(r.Replaced, c) || slices.Contains(r.Revoked, c.Serial):
+		return fmt.Sprintf("%q is not the serial number of a new certificate of %s", c.Serial, c.Name)
+	}
+	if !slices.Contains(r.Issued, c) {
+		r.Issued = r.keep(r.Issued, c)
+	}
+	return ""
+}
+
+// keep adds a certificate; a member that has many loses its oldest.
+func (r *roster) keep(list []certificate, c certificate) []certificate {
+	list = append(list, c)
 	n := 0
-	for _, o := range r.Replaced {
-		if o.Name == name {
+	for _, o := range list {
+		if o.Name == c.Name {
 			n++
 		}
 	}
 	if n > replacedMax {
-		i := slices.IndexFunc(r.Replaced, func(o replaced) bool { return o.Name == name })
-		r.Revoked = append(r.Revoked, r.Replaced[i].Serial)
-		r.Replaced = slices.Delete(r.Replaced, i, i+1)
+		i := slices.IndexFunc(list, func(o certificate) bool { return o.Name == c.Name })
+		r.Revoked = append(r.Revoked, list[i].Serial)
+		list = slices.Delete(list, i, i+1)
 	}
+	return list
 }
 
 // revoke takes back all certificates of a member.
 func (r *roster) revoke(m Member) {
 	r.Revoked = append(r.Revoked, m.Serial)
-	r.Replaced = slices.DeleteFunc(r.Replaced, func(o replaced) bool {
+	dead := func(o certificate) bool {
 		if o.Name == m.Name {
 			r.Revoked = append(r.Revoked, o.Serial)
 		}
 		return o.Name == m.Name
-	})
+	}
+	r.Replaced = slices.DeleteFunc(r.Replaced, dead)
+	r.Issued = slices.DeleteFunc(r.Issued, dead)
 }
 
 // leave removes a member for good.

@@ -40,15 +40,20 @@ func (d *Daemon) issue(ctx context.Context, who pki.Peer, csr []byte) ([]byte, e
 	if d.issuer == nil {
 		return nil, fmt.Errorf("%w: %w", ErrRefused, pki.ErrNoIssuer)
 	}
-	der, err := d.issuer.Renew(who, csr)
+	der, serial, err := d.issuer.Renew(who, csr)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
-	e := audit.Event{Kind: audit.Membership, Actor: "daemon", Detail: map[string]any{"member": who.Name, "role": string(who.Role), "state": "certificate renewed", "replaces": who.Serial}}
+	e := audit.Event{Kind: audit.Membership, Actor: "daemon", Detail: map[string]any{"member": who.Name, "role": string(who.Role), "state": "certificate renewed", "replaces": who.Serial, "serial": serial}}
 	if err := d.audit.Append(ctx, e); err != nil {
 		return nil, fmt.Errorf("not done, because the event log can't be written: %w", err)
 	}
-	return der, nil
+	// The cluster knows of it before anybody has it: it can be taken back like the others.
+	v, err := d.node.Issue(ctx, who.Name, serial)
+	if err == nil && !v.Applied {
+		err = fmt.Errorf("%w: %s", ErrRefused, v.Reason)
+	}
+	return der, err
 }
 
 // RenewCertificate gives this machine a new key and certificate, without a restart. revokeOld takes the old one back:

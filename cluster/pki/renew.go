@@ -71,15 +71,22 @@ func (id *Identity) NewRenewal() (*Renewal, error) {
 }
 
 // Renew signs a certificate for a member who has shown that he is one: for his name and role, whatever he asks for.
-func (i *Issuer) Renew(p Peer, csr []byte) ([]byte, error) {
+func (i *Issuer) Renew(p Peer, csr []byte) (der []byte, serial string, err error) {
 	r, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, fmt.Errorf("the certificate request of %s: %w", p.Name, err)
+		return nil, "", fmt.Errorf("the certificate request of %s: %w", p.Name, err)
 	}
 	if err := r.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("the certificate request of %s: %w", p.Name, err)
+		return nil, "", fmt.Errorf("the certificate request of %s: %w", p.Name, err)
 	}
-	return i.ca.sign(r.PublicKey, p.Name, p.Role)
+	if der, err = i.ca.sign(r.PublicKey, p.Name, p.Role); err != nil {
+		return nil, "", err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, "", fmt.Errorf("read back the certificate of %s: %w", p.Name, err)
+	}
+	return der, cert.SerialNumber.Text(16), nil
 }
 
 // Install replaces this machine's key and certificate, durably. New connections use them from then on. With keepOld

@@ -18,10 +18,15 @@ func (s *site) renew(t *testing.T, id *Identity, keepOld bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := s.issuer.Renew(Peer{Name: id.Name(), Role: id.Role()}, r.CSR)
+	der, serial, err := s.issuer.Renew(Peer{Name: id.Name(), Role: id.Role()}, r.CSR)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if id.Serial() != serial {
+			t.Errorf("the certificate is %s, issued was %s", id.Serial(), serial)
+		}
+	}()
 	if err := id.Install(r, der, keepOld); err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +144,7 @@ func TestWhatIsNotInstalled(t *testing.T) {
 	}
 	sign := func(s *site, p Peer, csr []byte) []byte {
 		t.Helper()
-		der, err := s.issuer.Renew(p, csr)
+		der, _, err := s.issuer.Renew(p, csr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +173,7 @@ func TestWhatIsNotInstalled(t *testing.T) {
 	if err := s.id.Install(forged, der, true); err == nil {
 		t.Error("b's certificate became a's")
 	}
-	if _, err := s.issuer.Renew(Peer{Name: "b", Role: RoleHost}, []byte("x")); err == nil {
+	if _, _, err := s.issuer.Renew(Peer{Name: "b", Role: RoleHost}, []byte("x")); err == nil {
 		t.Error("nonsense was signed")
 	}
 }
