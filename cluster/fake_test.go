@@ -33,6 +33,7 @@ type fake struct {
 	a      pact.Assignment
 	peer   link.Peer
 	stream net.Conn // to the twin, either way
+	lost   bool     // there was one
 	asked  map[string]pact.Command
 }
 
@@ -186,6 +187,7 @@ func (f *fake) assigned(a pact.Assignment) {
 // act does what the assignment lets it do; mu is held.
 func (f *fake) act() {
 	self := f.cfg.Party
+	f.mourn()
 	if !f.a.Runs() || f.a.Primary != self || f.a.IsGone(self) {
 		return
 	}
@@ -207,7 +209,7 @@ func (f *fake) act() {
 		if err != nil {
 			return
 		}
-		f.stream = c
+		f.stream, f.lost = c, false
 		go f.watch(c)
 	}
 	if f.stream != nil && f.a.Mode == pact.Solo && !f.peer.Party.IsZero() {
@@ -222,7 +224,7 @@ func (f *fake) accept(l net.Listener) {
 			return
 		}
 		f.mu.Lock()
-		f.stream = c
+		f.stream, f.lost = c, false
 		f.mu.Unlock()
 		go f.watch(c)
 	}
@@ -237,9 +239,15 @@ func (f *fake) watch(c net.Conn) {
 	if f.stream != c {
 		return
 	}
-	f.stream = nil
+	f.stream, f.lost = nil, true
+	f.mourn()
+}
+
+// mourn asks Raft where the stream of a protected pair is gone, also where it ended before the word of the
+// protection had come; mu is held.
+func (f *fake) mourn() {
 	switch {
-	case f.a.Mode != pact.Protected:
+	case !f.lost || f.a.Mode != pact.Protected:
 	case f.a.Primary == f.cfg.Party:
 		f.propose(pact.Command{Kind: pact.GoSolo})
 	case f.a.Replica == f.cfg.Party:
