@@ -122,7 +122,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 const (
 	DefaultStateDir      = "/var/lib/pollux"
 	DefaultRunDir        = "/run/pollux"
-	DefaultConfine       = "off"
+	DefaultConfine       = "auto"
 	DefaultFirstUser     = 1_900_000_000 // above what systemd gives to containers, below what some programs take for negative
 	DefaultRaftHeartbeat = Duration(500 * time.Millisecond)
 	DefaultRaftElection  = Duration(500 * time.Millisecond)

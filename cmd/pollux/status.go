@@ -176,6 +176,9 @@ func guestDetails(w io.Writer, g *console.Guest) {
 		fmt.Fprintf(w, "  epochs: %d captured, %d acknowledged, %d durable; %d in all\n", s.EpochCaptured, s.EpochAcked, s.EpochDurable, s.Epochs)
 		fmt.Fprintf(w, "  dirtied %s, on the wire %s, frames released %d, held %d\n",
 			bytesText(s.DirtyBytes), bytesText(s.WireBytes), s.FramesReleased, s.FramesHeld)
+		if s.Confinement != "" {
+			fmt.Fprintf(w, "  confinement: %s\n", s.Confinement)
+		}
 		if s.Balloon != nil {
 			fmt.Fprintln(w, " ", describeBalloon(s.Balloon))
 		}

@@ -22,6 +22,10 @@ const (
 	guestAddress = "10.77.0.10:6379"
 )
 
+// StrictVariable, where it is set, has guests' processes end at any system call that they are not known to need
+// (dataplane.strict): for tests, which find out that way what has been overlooked.
+const StrictVariable = "POLLUX_DEMO_STRICT"
+
 // cluster is two hosts and a witness in a lab.
 type cluster struct {
 	lab      *lab.Lab
@@ -87,6 +91,9 @@ func (c *cluster) addNode(name, role string, number byte, networks ...lab.Networ
 	}
 	if c.silence > 0 {
 		file["timeouts"] = map[string]string{"silence": c.silence.String()}
+	}
+	if os.Getenv(StrictVariable) != "" {
+		file["dataplane"] = map[string]any{"strict": true}
 	}
 	if role == "host" {
 		file["replication_address"] = lab.Replication.Address(number).String()
