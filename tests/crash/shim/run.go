@@ -51,6 +51,13 @@ func mount(t *testing.T, direct bool) (*FS, string) {
 	if err := srv.WaitMount(); err != nil {
 		t.Fatalf("mount: %v", err)
 	}
+	// The first close tells the kernel that it need not ask at any other (FS.Flush).
+	if f, err = os.Open(filepath.Join(dir, noteName)); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
 	return sys, dir
 }
 
