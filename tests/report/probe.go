@@ -33,6 +33,7 @@ func probes() []probe {
 		{"kvm-own-guests", []string{"/dev/kvm", "a KVM that Pollux can use"}, kvm.Check()},
 		{"root", []string{"root"}, root()},
 		{"tun", []string{"/dev/net/tun"}, errors.Join(root(), usable("/dev/net/tun"))},
+		{"fuse", []string{"fuse"}, errors.Join(root(), usable("/dev/fuse"))},
 		{"build", []string{"bin/pollux"}, usable("bin/pollux")},
 		{"redis-tools", []string{"redis-benchmark", "redis-cli"}, command("redis-benchmark")},
 	}
