@@ -8,7 +8,6 @@ import (
 	"net"
 	"sync"
 	"syscall"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -22,7 +21,6 @@ const (
 	strangersMax = 128
 	// userConnsMax bounds the connections of one user.
 	userConnsMax = 32
-	acceptAgain  = 50 * time.Millisecond
 )
 
 // gate is the API's TCP port: it hands out connections whose TLS handshake is done.
@@ -61,26 +59,8 @@ func ListenTLS(address string, id *pki.Identity, log *zap.Logger) (net.Listener,
 }
 
 func (g *gate) run() {
-	for {
-		c, err := g.l.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			// Out of file descriptors, most likely: wait for some to come free.
-			g.log.Warn("accept on the API's port", zap.Error(err))
-			select {
-			case <-time.After(acceptAgain):
-			case <-g.ctx.Done():
-			}
-			continue
-		}
-		leave, ok := g.strangers.Enter(c)
-		if !ok {
-			return
-		}
-		g.wg.Go(func() { g.handshake(c, leave) })
-	}
+	g.strangers.Receive(g.l, func(err error) { g.log.Warn("accept on the API's port", zap.Error(err)) },
+		func(c net.Conn, leave func()) { g.wg.Go(func() { g.handshake(c, leave) }) })
 }
 
 func (g *gate) handshake(c net.Conn, leave func()) {

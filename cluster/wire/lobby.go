@@ -1,10 +1,14 @@
 package wire
 
 import (
+	"errors"
 	"net"
 	"sync"
 	"time"
 )
+
+// acceptAgain is the pause after an error of accept: out of file descriptors, most likely, and some may come free.
+const acceptAgain = 50 * time.Millisecond
 
 // Lobby holds connections that have not shown yet who they are. It has room for few: where one comes
 // and there is none, the one that has waited longest has to go, of those from the busiest address. So
@@ -47,6 +51,28 @@ func (l *Lobby) Enter(conn net.Conn) (leave func(), ok bool) {
 		defer l.mu.Unlock()
 		delete(l.waiting, v)
 	}, true
+}
+
+// Receive takes in the connections that come to a listener, until either is closed, and has each served, which must
+// not keep the next one waiting. Errors of accept are told, and no reason to give up: who can't be called is as
+// good as gone.
+func (l *Lobby) Receive(from net.Listener, trouble func(error), serve func(conn net.Conn, leave func())) {
+	for {
+		conn, err := from.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			trouble(err)
+			time.Sleep(acceptAgain)
+			continue
+		}
+		leave, ok := l.Enter(conn)
+		if !ok {
+			return
+		}
+		serve(conn, leave)
+	}
 }
 
 // longest is the one that has to go; mu is held.

@@ -99,26 +99,13 @@ func (p *Port) Close() error {
 }
 
 func (p *Port) accept() {
-	for {
-		conn, err := p.listener.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			// Out of file descriptors, most likely: wait for some to come free.
-			p.log.Warn("accept on the cluster port", zap.Error(err))
-			time.Sleep(50 * time.Millisecond)
-			continue
-		}
-		if t, ok := conn.(*net.TCPConn); ok {
-			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: 3})
-		}
-		leave, ok := p.pending.Enter(conn)
-		if !ok {
-			return
-		}
-		p.wg.Go(func() { p.handshake(conn, leave) })
-	}
+	p.pending.Receive(p.listener, func(err error) { p.log.Warn("accept on the cluster port", zap.Error(err)) },
+		func(conn net.Conn, leave func()) {
+			if t, ok := conn.(*net.TCPConn); ok {
+				_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: 3})
+			}
+			p.wg.Go(func() { p.handshake(conn, leave) })
+		})
 }
 
 func (p *Port) handshake(c net.Conn, leave func()) {

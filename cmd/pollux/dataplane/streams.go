@@ -22,9 +22,6 @@ const handshakeTimeout = 5 * time.Second
 // pendingHandshakes bounds connections that have not shown a certificate yet. A twin's takes milliseconds.
 const pendingHandshakes = 32
 
-// acceptAgain is the pause after an error of accept: out of file descriptors, most likely.
-const acceptAgain = 50 * time.Millisecond
-
 // complainEvery bounds how often strangers are mentioned in the log: they must not fill it.
 const complainEvery = 10 * time.Second
 
@@ -69,26 +66,8 @@ func listenStreams(address string, id *pki.Identity, s server, log *zap.Logger) 
 
 func (s *streams) run() {
 	s.wg.Go(func() {
-		for {
-			c, err := s.l.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err != nil {
-				// Who can't be called can't be made the replica again: never give up.
-				s.log.Error("accept checkpoint streams", zap.Error(err))
-				select {
-				case <-time.After(acceptAgain):
-				case <-s.ctx.Done():
-				}
-				continue
-			}
-			leave, ok := s.pending.Enter(c)
-			if !ok {
-				return
-			}
-			s.wg.Go(func() { s.serve(c, leave) })
-		}
+		s.pending.Receive(s.l, func(err error) { s.log.Error("accept checkpoint streams", zap.Error(err)) },
+			func(c net.Conn, leave func()) { s.wg.Go(func() { s.serve(c, leave) }) })
 	})
 }
 
