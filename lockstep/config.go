@@ -108,6 +108,7 @@ type Config struct {
 	HoldBytes      int // output held at most; more is dropped, as by a full network card
 	WriteBytes     int // disk writes of one epoch that end it; four times as many stop the guest
 	CachePages     int // of the encoder
+	ScrubPages     int // a second, that are compared with the replica's; negative: none
 
 	// Now is a clock that never steps and counts suspends. It is never 0.
 	Now func() time.Duration
@@ -139,6 +140,7 @@ func (c *Config) setDefaults() error {
 	setInt(&c.HoldBytes, 32<<20)
 	setInt(&c.WriteBytes, 8<<20)
 	setInt(&c.CachePages, checkpoint.DefaultCachePages)
+	setInt(&c.ScrubPages, 128)
 	if c.Silence < 2*c.Heartbeat {
 		return fmt.Errorf("lockstep: silence (%v) has to be at least twice the heartbeat (%v)", c.Silence, c.Heartbeat)
 	}

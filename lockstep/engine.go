@@ -94,7 +94,8 @@ type epoch struct {
 	capture *vmm.Capture
 	slab    []byte // of Background
 	digest  checkpoint.Digest
-	bytes   int // of its disk writes
+	sums    *checkpoint.PageSums // that follow it; may be nil
+	bytes   int                  // of its disk writes
 
 	captured, sentAt time.Duration
 }
@@ -203,6 +204,9 @@ func (e *Engine) Begin(s Start) error {
 	}
 	e.wg.Go(e.pulse)
 	e.wg.Go(e.connect)
+	if e.cfg.ScrubPages > 0 {
+		e.wg.Go(e.scrub)
+	}
 	return nil
 }
 
@@ -476,7 +480,7 @@ func (e *Engine) Status(s *link.Status) {
 	s.EpochCaptured, s.EpochAcked, s.EpochDurable = e.core.Captured(), e.core.Acked(), e.durable
 	s.Epochs, s.DirtyPages, s.DirtyBytes = e.stats.epochs, e.stats.dirtyPages, e.stats.dirtyPages*checkpoint.PageSize
 	s.WireBytes, s.FramesReleased = e.stats.wireBytes, e.stats.framesReleased
-	s.Heals, s.Resent = e.stats.heals, e.stats.resent
+	s.Heals, s.Resent, s.Scrubbed, s.Diverged = e.stats.heals, e.stats.resent, e.stats.scrubbed, e.stats.diverged
 	s.FramesHeld, _ = e.out.counts()
 	if st := e.stream; st != nil && st.fill != nil {
 		s.SyncTotal, s.SyncDone = st.fill.progress()

@@ -416,6 +416,8 @@ type fakeReplica struct {
 	goodbye    string
 	higher     pact.Term
 	wanted     []uint32
+	compared   int           // pages, by their sums
+	differed   []uint32      // those of them that were something else
 	slowCopy   chan struct{} // copies of pages wait for it
 	gone       bool
 }
@@ -541,6 +543,25 @@ func (r *fakeReplica) serve(conn net.Conn) {
 			for _, f := range m.Frames {
 				r.recv = append(r.recv, string(f.Data))
 				r.recvEpochs = append(r.recvEpochs, f.Epoch)
+			}
+		case *checkpoint.PageSums:
+			differs := &checkpoint.PagesLost{Differs: true}
+			for i, p := range m.Pages {
+				if checkpoint.PageSum(r.ram.Page(int(p))) != m.Sums[i] {
+					differs.Pages = append(differs.Pages, p)
+				}
+			}
+			r.compared += len(m.Pages)
+			if m.Epoch != r.last {
+				r.t.Errorf("sums of epoch %d at epoch %d", m.Epoch, r.last)
+			}
+			if len(differs.Pages) > 0 {
+				r.differed = append(r.differed, differs.Pages...)
+				r.mu.Unlock()
+				if w.Write(differs) != nil {
+					return
+				}
+				r.mu.Lock()
 			}
 		case *checkpoint.PagesWanted:
 			r.wanted = append(r.wanted, m.Pages...)

@@ -168,6 +168,9 @@ func (e *Engine) sendAgain(s *stream, m *checkpoint.PagesLost) error {
 	}
 	s.forget = append(s.forget, m.Pages...)
 	e.stats.resent += uint64(len(m.Pages))
+	if m.Differs {
+		e.stats.diverged += uint64(len(m.Pages))
+	}
 	e.endEpoch, e.extra = true, 1
 	e.kick()
 	e.log.Error("the replica's copies of pages are of no use: they are sent again", zap.Uint32s("pages", m.Pages), zap.Bool("differs", m.Differs))

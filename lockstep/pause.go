@@ -185,6 +185,7 @@ func (e *Engine) sealEpoch(ep *epoch, s *stream) {
 		Pages: ep.capture.Pages, Data: ep.capture.Data, Zero: ep.capture.Zero, State: ep.capture.State,
 		Writes: e.run.writes, Frames: e.out.seal(number),
 	}
+	ep.sums = e.takeSums(s, ep)
 	if !complete {
 		ep.Flags |= checkpoint.FlagSyncing
 	}

@@ -59,8 +59,8 @@ func (r *rolling) summary() link.Summary {
 
 // counters count from the Engine's start.
 type counters struct {
-	epochs, dirtyPages, wireBytes, framesReleased, heals, resent uint64
-	phase                                                        [phases]rolling
+	epochs, dirtyPages, wireBytes, framesReleased, heals, resent, scrubbed, diverged uint64
+	phase                                                                            [phases]rolling
 }
 
 func (c *counters) add(phase int, d time.Duration) { c.phase[phase].add(d) }

@@ -50,9 +50,10 @@ type stream struct {
 	lastAck   time.Duration
 	why       string // it failed
 
-	wants   []want     // pages to ask for
-	forget  []uint32   // pages that the encoder is to send whole
-	sending sync.Mutex // held from taking something to send until it is sent; before the Engine's
+	wants   []want               // pages to ask for
+	forget  []uint32             // pages that the encoder is to send whole
+	sums    *checkpoint.PageSums // for the epoch that is running; nil: none
+	sending sync.Mutex           // held from taking something to send until it is sent; before the Engine's
 
 	wake   chan struct{} // capacity 1: the sender has something to do
 	closed chan struct{}
@@ -565,6 +566,9 @@ func (e *Engine) write(s *stream, m checkpoint.Message) bool {
 
 func (e *Engine) sendEpoch(s *stream, ep *epoch, encoder *checkpoint.Encoder) error {
 	stats, err := encoder.Encode(s.w, &ep.Epoch)
+	if err == nil && ep.sums != nil {
+		err = s.w.Write(ep.sums)
+	}
 	now := e.cfg.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()

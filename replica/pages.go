@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 
 	"go.uber.org/zap"
@@ -118,4 +119,59 @@ func (x *session) askAgain() error {
 	x.s.log.Error("pages of the image are of no use: the primary is to send them again", zap.Uint32s("pages", m.Pages))
 	x.s.Step(core.PagesLost{})
 	return x.write(&m)
+}
+
+// compare looks whether pages of the image are what the primary says. It speaks of one epoch only.
+func (x *session) compare(m *checkpoint.PageSums) error {
+	s := x.s
+	if _, _, whole := s.State(); !whole || s.image.Epoch != m.Epoch {
+		return nil
+	}
+	differs := &checkpoint.PagesLost{Differs: true}
+	content := make([]byte, checkpoint.PageSize)
+	for i, p := range m.Pages {
+		if int(p) >= s.cfg.RAM.Pages() {
+			return fmt.Errorf("%w: the sum of page %d of a guest with %d pages", checkpoint.ErrCorrupt, p, s.cfg.RAM.Pages())
+		}
+		sum, err := s.pageSum(content, p)
+		switch {
+		case err != nil:
+			s.log.Error("a page of the image can't be read", zap.Uint32("page", p), zap.Error(err))
+			s.LosePage(p)
+		case sum != m.Sums[i] && len(differs.Pages) < checkpoint.MaxPagesPerMessage && !x.askedFor[p]:
+			differs.Pages = append(differs.Pages, p)
+		}
+	}
+	if len(differs.Pages) == 0 {
+		return nil
+	}
+	s.log.Error("pages of the image are not what the primary has: it is to send them again", zap.Uint32s("pages", differs.Pages), zap.Uint64("epoch", uint64(m.Epoch)))
+	asked := maps.Clone(x.askedFor)
+	if asked == nil {
+		asked = make(map[uint32]bool)
+	}
+	for _, p := range differs.Pages {
+		x.reader.Lose(p)
+		asked[p] = true
+	}
+	x.askedFor = asked
+	s.Step(core.PagesLost{})
+	return x.write(differs)
+}
+
+// sparse is an image that knows which of its pages the host keeps memory for.
+type sparse interface {
+	Populated(from int) (start, end int, err error)
+}
+
+func (s *Side) pageSum(buf []byte, page uint32) (uint64, error) {
+	if ram, ok := s.cfg.RAM.(sparse); ok {
+		if start, _, err := ram.Populated(int(page)); err == nil && start > int(page) {
+			return checkpoint.ZeroPageSum, nil
+		}
+	}
+	if err := readPage(buf, s.cfg.RAM, page); err != nil {
+		return 0, err
+	}
+	return checkpoint.PageSum(buf), nil
 }

@@ -158,3 +158,44 @@ func TestLostPage(t *testing.T) {
 		t.Errorf("ended %v", how)
 	}
 }
+
+// A page that has silently changed is found by its sum, of the image's own epoch only, and asked for again.
+func TestScrubFindsAChangedPage(t *testing.T) {
+	r, p, ram := protectedRig(t)
+	sums := func(epoch pact.Epoch) {
+		t.Helper()
+		m := &checkpoint.PageSums{Epoch: epoch}
+		for i := range uint32(pages) {
+			m.Pages, m.Sums = append(m.Pages, i), append(m.Sums, checkpoint.PageSum(p.ram.Page(int(i))))
+		}
+		if err := p.w.Write(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sums(4) // all is well
+	p.send(5, 2, 0, nil)
+	p.acked(5)
+	same(t, p, ram)
+	ram.Page(3)[100] ^= 4 // a bit turns over
+	sums(4)               // of an epoch that the image has left
+	p.send(6, 2, 0, nil)
+	p.acked(6)
+	sums(6)
+	if m := expect[*checkpoint.PagesLost](p); !slices.Equal(m.Pages, []uint32{3}) || !m.Differs {
+		t.Fatalf("%+v", m)
+	}
+	sums(6) // once more: it has been asked for
+	p.send(7, 2, 0, nil)
+	p.enc.Forget(3)
+	p.send(8, 2, 0, func(ep *checkpoint.Epoch) { clear(p.ram.Page(8)); ep.Pages, ep.Data = []uint32{3}, p.ram.Page(3) })
+	p.acked(8) // and not 7
+	same(t, p, ram)
+	if _, acked, _ := r.side.State(); acked != 8 {
+		t.Errorf("at %d", acked)
+	}
+	for len(p.messages) > 0 {
+		if m, again := (<-p.messages).(*checkpoint.PagesLost); again {
+			t.Errorf("asked for once more: %+v", m)
+		}
+	}
+}

@@ -313,6 +313,8 @@ func (x *session) take(m checkpoint.Message) error {
 		x.s.image.received(m.Frames)
 	case *checkpoint.PagesWanted:
 		return x.copies(m)
+	case *checkpoint.PageSums:
+		return x.compare(m)
 	case *checkpoint.Goodbye:
 		return fmt.Errorf("%w: %s", errGoodbye, m.Reason)
 	default:

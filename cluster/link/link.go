@@ -116,6 +116,9 @@ type Status struct {
 
 	Heals  uint64 `json:"heals,omitempty"`  // damaged pages of guest memory that were replaced with the replica's copy
 	Resent uint64 `json:"resent,omitempty"` // pages that were sent again because the replica's copies were of no use
+	// Scrubbed are pages that were compared with the replica's, Diverged those that differed.
+	Scrubbed uint64 `json:"scrubbed,omitempty"`
+	Diverged uint64 `json:"diverged,omitempty"`
 
 	// Balloon says what of its memory the guest has; only of a primary whose guest has a driver.
 	Balloon *Balloon `json:"balloon,omitempty"`

@@ -207,3 +207,29 @@ func TestReplicaLosesAPage(t *testing.T) {
 		t.Fatal("somebody else answered")
 	}
 }
+
+// TestScrub: a bit of the replica's copy turns over. It is found, while the guest goes on, and put right; nothing
+// else differs.
+func TestScrub(t *testing.T) {
+	r, a, b, _ := pairUp(t)
+	page := codePages(t)[0]
+	want := bytes.Clone(a.p.machine.RAM().Page(page))
+	b.p.machine.RAM().Page(page)[77] ^= 8
+	found := func() (yes bool) {
+		r.until("any", func(pact.Assignment) bool { yes = a.status.Diverged > 0; return true })
+		return yes
+	}
+	for end := time.Now().Add(bound); !found(); {
+		r.ask(a)
+		if time.Now().After(end) {
+			t.Fatal("never found")
+		}
+	}
+	a.awaitLogged(t, `"heal"`, `"differs"`)
+	for end := time.Now().Add(bound); !bytes.Equal(b.p.machine.RAM().Page(page), want); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never put right")
+		}
+	}
+	r.until("all counted", func(pact.Assignment) bool { return a.status.Resent == 1 && a.status.Diverged == 1 })
+}
