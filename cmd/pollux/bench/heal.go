@@ -6,7 +6,6 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/pollux-ha/pollux/cluster/link"
@@ -42,30 +41,17 @@ func programPages() (pages []int, err error) {
 
 // heals measures how long a guest stands still whose next instruction lies in a damaged page, until it goes on
 // with the replica's copy (P4h).
-func (b *bench) heals(ctx context.Context) (err error) {
+func (b *bench) heals(ctx context.Context) error {
 	pages, err := programPages()
 	if err != nil {
 		return fmt.Errorf("find the guest's program: %w", err)
 	}
-	s, err := demo.NewStage(ctx, b.tell)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close(err != nil)) }()
-	working, stop := context.WithCancel(ctx)
-	defer stop()
-	recorder := history.NewRecorder()
-	w := &history.Workload{
-		Dial: func(ctx context.Context) (net.Conn, error) { return s.Dial(ctx) }, Recorder: recorder,
-		Think: time.Millisecond, Connections: healClients, Prefix: "heal", Seed: 1,
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- w.Run(working, 0) }()
-	defer func() {
-		stop()
-		err = errors.Join(err, <-ended)
-	}()
+	return b.besideClients(ctx, healClients, "heal", func(s *demo.Stage, recorder *history.Recorder) error {
+		return b.heal(ctx, s, recorder, pages)
+	})
+}
 
+func (b *bench) heal(ctx context.Context, s *demo.Stage, recorder *history.Recorder, pages []int) error {
 	var waits samples
 	healed := func(more uint64) func(*link.Status) bool {
 		return func(p *link.Status) bool { return p.Heals >= more }
@@ -115,8 +101,5 @@ func (b *bench) heals(ctx context.Context) (err error) {
 	}
 	b.add(row("P4h", fmt.Sprintf("%d clients, the longest wait of any of them", healClients), "ms", waits).
 		noted("the longest time between two replies on one connection around a heal, from the order to damage the page on, what the client pauses between them included"))
-	if n := w.Resets(); n > 0 {
-		return fmt.Errorf("%d connections were reset: %v", n, w.Failures())
-	}
 	return nil
 }

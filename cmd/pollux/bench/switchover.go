@@ -2,9 +2,7 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/pollux-ha/pollux/cmd/pollux/demo"
@@ -17,26 +15,13 @@ const (
 )
 
 // switchovers measures the gap that clients see when the roles are exchanged (P4s).
-func (b *bench) switchovers(ctx context.Context) (err error) {
-	s, err := demo.NewStage(ctx, b.tell)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close(err != nil)) }()
-	working, stop := context.WithCancel(ctx)
-	defer stop()
-	recorder := history.NewRecorder()
-	w := &history.Workload{
-		Dial: func(ctx context.Context) (net.Conn, error) { return s.Dial(ctx) }, Recorder: recorder,
-		Think: time.Millisecond, Connections: switchClients, Prefix: "switch", Seed: 1,
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- w.Run(working, 0) }()
-	defer func() {
-		stop()
-		err = errors.Join(err, <-ended)
-	}()
+func (b *bench) switchovers(ctx context.Context) error {
+	return b.besideClients(ctx, switchClients, "switch", func(s *demo.Stage, recorder *history.Recorder) error {
+		return b.switchover(ctx, s, recorder)
+	})
+}
 
+func (b *bench) switchover(ctx context.Context, s *demo.Stage, recorder *history.Recorder) error {
 	var gaps, usual, silences samples
 	defer func() {
 		q := usual.quantiles()
@@ -66,9 +51,6 @@ func (b *bench) switchovers(ctx context.Context) (err error) {
 			return err
 		}
 		usual.addTime(recorder.LongestWait(end, recorder.Now()))
-	}
-	if n := w.Resets(); n > 0 {
-		return fmt.Errorf("%d connections were reset: %v", n, w.Failures())
 	}
 	return nil
 }

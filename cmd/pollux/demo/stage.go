@@ -144,13 +144,19 @@ func (s *Stage) Reunite(ctx context.Context, host string) error {
 	return err
 }
 
-// Switchover exchanges the roles and returns when that is done.
-func (s *Stage) Switchover(ctx context.Context) error {
+// protectedOn waits until the guest is protected, and returns its primary's host too.
+func (s *Stage) protectedOn(ctx context.Context) (*console.Guest, *node, error) {
 	g, err := s.AwaitProtected(ctx)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	n, err := s.cluster.host(g.Primary)
+	return g, n, err
+}
+
+// Switchover exchanges the roles and returns when that is done.
+func (s *Stage) Switchover(ctx context.Context) error {
+	g, n, err := s.protectedOn(ctx)
 	if err != nil {
 		return err
 	}
@@ -165,11 +171,7 @@ func (s *Stage) Switchover(ctx context.Context) error {
 
 // Damage injects a fault into the guest.
 func (s *Stage) Damage(ctx context.Context, q console.FaultRequest) error {
-	g, err := s.AwaitProtected(ctx)
-	if err != nil {
-		return err
-	}
-	n, err := s.cluster.host(g.Primary)
+	_, n, err := s.protectedOn(ctx)
 	if err != nil {
 		return err
 	}
