@@ -365,14 +365,9 @@ func TestAGuestThatDoesNotListen(t *testing.T) {
 	a.sees("stopped for good", func(g *console.Guest) bool { return g.State == "stopped" && len(g.Processes) == 0 })
 }
 
-func TestAnOrderToAcceptALoss(t *testing.T) {
-	a, b, _ := trio(t)
-	ctx := t.Context()
-	if _, err := a.client.Create(ctx, console.CreateRequest{Name: "g", Spec: spec(), Start: true}); err != nil {
-		t.Fatal(err)
-	}
-	g := b.sees("protected", protectedBy("a", "b"))
-	// b loses its copy while a, which goes on alone, is cut off for good.
+// loseBoth has b lose its copy of the guest while a, which goes on alone, is cut off for good.
+func loseBoth(t *testing.T, g *console.Guest, a, b *machine) {
+	t.Helper()
 	if err := syscall.Kill(process(g, "b").PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -383,6 +378,16 @@ func TestAnOrderToAcceptALoss(t *testing.T) {
 		}
 	}
 	b.sees("b's word", func(g *console.Guest) bool { return len(g.Assignment.Gone) == 1 })
+}
+
+func TestAnOrderToAcceptALoss(t *testing.T) {
+	a, b, _ := trio(t)
+	ctx := t.Context()
+	if _, err := a.client.Create(ctx, console.CreateRequest{Name: "g", Spec: spec(), Start: true}); err != nil {
+		t.Fatal(err)
+	}
+	g := b.sees("protected", protectedBy("a", "b"))
+	loseBoth(t, g, a, b)
 	order := console.StartRequest{Host: "b", AcceptLoss: "whatever a has", Operator: "op"}
 	if _, err := b.client.Start(ctx, "g", order); !isCode(err, console.CodeRefused) || !strings.Contains(err.Error(), "a is off") {
 		t.Errorf("without a word on a: %v", err)

@@ -60,16 +60,22 @@ func (m *machine) report(host string) string {
 	return ""
 }
 
-func TestALostHostIsPoweredOff(t *testing.T) {
-	a, b, _ := trio(t)
-	ctx := t.Context()
+// fenceableTrio is a trio with a guest that a runs and b protects, where b can power a off. dir is the power's.
+func fenceableTrio(t *testing.T) (a, b *machine, dir string, g *console.Guest) {
+	t.Helper()
+	a, b, _ = trio(t)
 	b.stop()
-	dir := b.fenceable("a")
+	dir = b.fenceable("a")
 	b.start()
-	if _, err := a.client.Create(ctx, console.CreateRequest{Name: "g", Spec: spec(), Start: true}); err != nil {
+	if _, err := a.client.Create(t.Context(), console.CreateRequest{Name: "g", Spec: spec(), Start: true}); err != nil {
 		t.Fatal(err)
 	}
-	g := b.sees("protected", protectedBy("a", "b"))
+	return a, b, dir, b.sees("protected", protectedBy("a", "b"))
+}
+
+func TestALostHostIsPoweredOff(t *testing.T) {
+	a, b, dir, g := fenceableTrio(t)
+	ctx := t.Context()
 
 	// a's process dies, and its daemon says so, before or after the takeover: a is not powered off for that.
 	if err := syscall.Kill(process(g, "a").PID, syscall.SIGKILL); err != nil {
@@ -125,26 +131,9 @@ func TestALostHostIsPoweredOff(t *testing.T) {
 
 // The operator's word that a host is off does not count against a fence agent that says that it is on.
 func TestAWordAgainstTheAgents(t *testing.T) {
-	a, b, _ := trio(t)
+	a, b, dir, g := fenceableTrio(t)
 	ctx := t.Context()
-	b.stop()
-	dir := b.fenceable("a")
-	b.start()
-	if _, err := a.client.Create(ctx, console.CreateRequest{Name: "g", Spec: spec(), Start: true}); err != nil {
-		t.Fatal(err)
-	}
-	g := b.sees("protected", protectedBy("a", "b"))
-	// b loses its copy while a, which goes on alone, is cut off for good.
-	if err := syscall.Kill(process(g, "b").PID, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	a.stop()
-	for _, p := range g.Processes {
-		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b.sees("b's word", func(g *console.Guest) bool { return len(g.Assignment.Gone) == 1 })
+	loseBoth(t, g, a, b)
 	order := console.StartRequest{Host: "b", AcceptLoss: "whatever a has", HostsOff: []string{"a"}, Operator: "op", Confirm: "g"}
 	if _, err := b.client.Start(ctx, "g", order); !isCode(err, console.CodeRefused) || !strings.Contains(err.Error(), "says that a is on") {
 		t.Errorf("a word against the agent's: %v", err)
