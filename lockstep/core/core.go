@@ -347,9 +347,11 @@ func (c *Core) entitled() pact.Party {
 }
 
 // MayFill reports whether a replica may be filled from nothing now. Telling a replica to forget its
-// image is not allowed while it may be entitled to promote it.
+// image is not allowed while it may be entitled to promote it, nor to have its disk overwritten, which may be the
+// only one with a marker, before this host's disk bears one that outlives its power.
 func (c *Core) MayFill() bool {
 	return c.begun && !c.over && c.a.Mode == pact.Solo && c.entitled().IsZero() && !c.asked.goSolo &&
+		(c.marked() || c.marker == c.a.Term) &&
 		!c.doubtful() && c.power == "" && c.killed == "" && c.fault == ""
 }
 
