@@ -12,6 +12,7 @@ import (
 func TestScrub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 0)
+		b.e.cfg.ScrubPages = 128
 		b.protect()
 		for i := range 400 {
 			b.m.guest(func() { b.m.writePage(i*7%testPages, byte(i)) })
