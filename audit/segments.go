@@ -152,7 +152,8 @@ func (o *opened) Close() error {
 func openAll(path string) (*opened, error) {
 	var active *os.File
 	o := &opened{first: 1}
-	segs, err := []segment(nil), error(nil)
+	var segs []segment
+	var err error
 	for { // until no segment was closed between the two looks
 		if active, err = os.Open(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

@@ -57,10 +57,11 @@ const discardRun = 8
 // out to be damaged is replaced, where the image can do that: what it is to hold is known.
 func (s *Staged) Apply(image Base) {
 	for i := 0; i < len(s.pages); {
-		damaged := false
-		if i, damaged = s.applyFrom(i, image); !damaged {
+		at, damaged := s.applyFrom(i, image)
+		if !damaged {
 			return
 		}
+		i = at
 		r, ok := image.(replacer)
 		if !ok {
 			panic(fmt.Sprintf("page %d of the image can't be written", s.pages[i].index))

@@ -144,7 +144,7 @@ func checkVoter(dir string, notes []string) error {
 		term = l.Term
 	}
 	if now, err := f.store.GetUint64([]byte("CurrentTerm")); want > 0 && (err != nil || now < term) {
-		return fmt.Errorf("the term is %d (%v), the log speaks of %d", now, err, term)
+		return fmt.Errorf("the term is %d (%w), the log speaks of %d", now, err, term)
 	}
 	if fsm.err == nil && fsm.last < want {
 		return fmt.Errorf("entry %d was acknowledged, %d is the last", want, fsm.last)

@@ -169,7 +169,7 @@ func writeForGroup(path string, b []byte, group int) error {
 	if err != nil {
 		return err
 	}
-	defer f.Cleanup()
+	defer func() { _ = f.Cleanup() }() // nothing, once the file is in its place
 	_ = f.Chown(-1, group)
 	if _, err := f.Write(b); err != nil {
 		return err

@@ -72,7 +72,7 @@ func checkGuests(dir string, notes []string) error {
 	case before != after:
 		return fmt.Errorf("before the directory was made ready its disk was %+v, and then %+v", before, after)
 	case used == a.Created && (err != nil || b[0] != byte(used) || after != diskView{"current", pact.Term(used)}):
-		return fmt.Errorf("guest %d does not find its disk: %+v, %v", used, after, err)
+		return fmt.Errorf("guest %d does not find its disk: %+v, %w", used, after, err)
 	case err == nil && len(b) > 0 && b[0] != 0 && b[0] != byte(a.Created):
 		return fmt.Errorf("guest %d finds the disk of guest %d", a.Created, b[0])
 	case after.state == "current" && uint64(after.term) != a.Created:

@@ -169,7 +169,7 @@ func writeLike(path, like string, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	defer f.Cleanup()
+	defer func() { _ = f.Cleanup() }() // nothing, once the file is in its place
 	if err := takeGroup(f.File, info); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

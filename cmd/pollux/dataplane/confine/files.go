@@ -63,13 +63,13 @@ func enter(root string) error {
 		return fmt.Errorf("enter the new root: %w", err)
 	}
 	err := unix.PivotRoot(".", ".")
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		// Both are at "/" now, the old one on top.
 		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("%w: leave the old root: %w", errHalf, err)
 		}
-	case err == unix.EINVAL:
+	case unix.EINVAL:
 		// A host that runs from its initial RAM file system, which can't be pivoted away: cover it, and go where
 		// there is no way back without CAP_SYS_CHROOT.
 		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {

@@ -115,7 +115,7 @@ func rules(pid uint32, els uint32) []rule {
 
 // restrictCalls installs the policy for good.
 func restrictCalls(strict bool) error {
-	els := uint32(refuse)
+	els := refuse
 	if strict {
 		els = kill
 	}

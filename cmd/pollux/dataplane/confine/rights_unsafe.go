@@ -55,8 +55,11 @@ const capabilities = 64 // more than there are
 func dropBounding() error {
 	for c := uintptr(0); c < capabilities; c++ {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
-		if err != nil {
+		if errors.Is(err, unix.EINVAL) {
 			return nil // that was the last one
+		}
+		if err != nil {
+			return fmt.Errorf("look at capability %d: %w", c, err)
 		}
 		if has == 0 {
 			continue
