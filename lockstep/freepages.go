@@ -42,7 +42,7 @@ func (f *fill) askHints(p Pause) {
 func (f *fill) hinted(page, pages int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.over && len(f.free) < hintRuns {
+	if !f.over && !f.voided && len(f.free) < hintRuns {
 		f.free = append(f.free, pageRun{page, page + pages})
 	}
 }

@@ -135,6 +135,23 @@ func TestHints(t *testing.T) {
 	if p.zeroed != 0 {
 		t.Errorf("%d pages were discarded after they were copied", p.zeroed)
 	}
+
+	// What a failed capture gives back to be copied again may have been written since it was copied first.
+	f, p = newTestFill(t, 1024)
+	f.begin()
+	f.askHints(p)
+	p.hint(0, 100)
+	if _, err := f.copyPages(); err != nil {
+		t.Fatal(err)
+	}
+	list, slab := f.take()
+	f.sealed([]uint32{list[0].Index}, nil)
+	f.untake(list, slab)
+	p.hint(100, 100)
+	f.discardFree(p)
+	if p.zeroed != 0 {
+		t.Errorf("%d pages were discarded that may have been written", p.zeroed)
+	}
 }
 
 // TestListsAscend: pages that a failed capture gives back come in a list of their own, since those that were

@@ -53,6 +53,7 @@ type fill struct {
 	left    uint64 // bytes of disks that have not been found equal or copied
 	over    bool
 	free    []pageRun     // hinted by the guest
+	voided  bool          // hints are worth nothing any more
 	hole    pageRun       // found in the RAM file: no memory
 	used    pageRun       // and memory
 	touched time.Duration // last progress of a disk copy
@@ -140,10 +141,12 @@ func (f *fill) take() ([]checkpoint.Page, []byte) {
 	return list, slab
 }
 
-// untake takes them back: they have not travelled, and are too old by now.
+// untake takes them back: they have not travelled, and are too old by now. They may have been written since they
+// were copied, so hints of free pages are worth nothing from now on.
 func (f *fill) untake(list []checkpoint.Page, slab []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.free, f.voided = nil, true
 	for _, p := range list {
 		w := &f.pages.words[p.Index/64]
 		if *w&(1<<(p.Index%64)) == 0 {
