@@ -12,12 +12,12 @@ import (
 // dirtyLog is the record of pages written: KVM's, and that of the VMM's own writes. Bitmaps have
 // one bit for each page of RAM, in memory.RAM's numbering.
 type dirtyLog struct {
-	sync.Mutex // guards on, and estimate
+	sync.Mutex // guards on, estimate and own
 	on         bool
 	estimate   []uint64
 
 	guest []uint64 // KVM's log as of the last harvest
-	own   []uint64 // the VMM's writes that no capture has taken yet
+	own   []uint64 // the VMM's writes as of the last harvest, that no capture has taken yet
 	zero  []uint64 // those of own that the VMM has discarded last
 	all   []uint64 // both
 }
@@ -53,7 +53,9 @@ func (d *dirtyLog) harvest(m *Machine) (pages, zero int, err error) {
 			return 0, 0, err
 		}
 	}
+	d.Lock()
 	m.ram.HarvestDirty(d.own, d.zero)
+	d.Unlock()
 	for i, g := range d.guest {
 		w := g | d.own[i]
 		d.all[i] = w
@@ -101,7 +103,9 @@ func (d *dirtyLog) clear(m *Machine) error {
 			i = last + 1
 		}
 	}
+	d.Lock()
 	clear(d.own)
+	d.Unlock()
 	clear(d.zero)
 	return nil
 }
@@ -149,8 +153,8 @@ func (m *Machine) DirtyCount() (int, error) {
 	}
 	m.ram.AddDirty(d.estimate)
 	n := 0
-	for _, w := range d.estimate {
-		n += bits.OnesCount64(w)
+	for i, w := range d.estimate {
+		n += bits.OnesCount64(w | d.own[i])
 	}
 	return n, nil
 }

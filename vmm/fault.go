@@ -378,5 +378,6 @@ func (m *Machine) PageDirty(page int) (bool, error) {
 			return false, err
 		}
 	}
-	return d.estimate[page/64]&(1<<(page%64)) != 0 || m.ram.IsDirty(page), nil
+	// What a harvest has taken is no less written for a capture that failed after it.
+	return (d.estimate[page/64]|d.own[page/64])&(1<<(page%64)) != 0 || m.ram.IsDirty(page), nil
 }

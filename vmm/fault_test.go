@@ -146,6 +146,11 @@ func TestCaptureMeetsDamagedPage(t *testing.T) {
 		if f := <-faults; f.Page != victim || f.VCPU != -1 {
 			t.Fatalf("fault %+v, want page %d", f, victim)
 		}
+		for _, w := range []int{victim, other} { // the twin has an older copy: it must not be taken for this one
+			if dirty, err := m.PageDirty(w); err != nil || !dirty {
+				t.Errorf("page %d counts as captured by a capture that failed: %v, %v", w, dirty, err)
+			}
+		}
 		content := bytes.Repeat([]byte{byte(i)}, memory.PageSize)
 		if err := m.Heal(victim, content); err != nil {
 			t.Fatal(err)
