@@ -69,8 +69,8 @@ func rounds() string {
 	return "2"
 }
 
-// patient is for faults that must change nothing. A machine that stands still for a tenth of a second is
-// reason enough for a takeover by default, and would be taken for the fault's doing.
+// patient is for faults that must change nothing, or need a replica. A machine that stands still for a tenth of a
+// second is reason enough for a takeover by default, and would be taken for the fault's doing.
 var patient = []string{"--silence", "2s"}
 
 func TestFaults(t *testing.T) {
@@ -80,7 +80,7 @@ func TestFaults(t *testing.T) {
 				needsPoison(t)
 			}
 			args := []string{"--fault", string(fault), "--rounds", rounds()}
-			if fault == demo.Daemon {
+			if fault == demo.Daemon || fault == demo.Memory {
 				args = append(args, patient...)
 			}
 			r := play(t, args...)
