@@ -158,7 +158,7 @@ func trouble(c *cluster, seed uint64, until time.Time) (map[string]int, error) {
 				if err := revive(c); err != nil {
 					return faults, err
 				}
-				if err := c.replace(v, 2*time.Second); err != nil {
+				if err := c.replace(v, hangLimit); err != nil {
 					return faults, err
 				}
 			}

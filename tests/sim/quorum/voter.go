@@ -156,6 +156,7 @@ func (c *cluster) leader(from *voter) *raft.Raft {
 }
 
 // replace has a voter that has lost its log come back under another ID, by membership changes that the others commit.
+// It returns when that is so: where two of three have lost their logs nobody knows any more what was decided.
 func (c *cluster) replace(v *voter, within time.Duration) error {
 	if err := v.crash(); err != nil {
 		return err
@@ -166,7 +167,9 @@ func (c *cluster) replace(v *voter, within time.Duration) error {
 	if err := v.start(); err != nil {
 		return err
 	}
-	c.admit(v, within)
+	if !c.admit(v, within) {
+		return fmt.Errorf("the others are well, and %s, which has lost its log, can't be made a voter again", v.name)
+	}
 	return nil
 }
 
