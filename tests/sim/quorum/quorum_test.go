@@ -62,7 +62,7 @@ func live(t *testing.T, seed uint64, d time.Duration) (applied, unknown int) {
 	}
 	for _, v := range c.voters {
 		if !c.admit(v, hangLimit) {
-			t.Fatalf("seed %d: all is well, and %s can't be made a voter", seed, v.name)
+			t.Fatalf("seed %d: all is well, and %s can't be made a voter\n%s", seed, v.name, c.describe())
 		}
 	}
 	settle(t, c, seed)
