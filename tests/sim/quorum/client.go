@@ -62,7 +62,6 @@ func (c *client) once() {
 	if err != nil || !c.c.n.reach(c.v.addr(), c.leaderAddr()) {
 		c.unknown++
 		c.last = cmd
-		time.Sleep(time.Millisecond) // whoever is asked again and again has no time for the others
 		return
 	}
 	c.last = pact.Command{}
